@@ -1,0 +1,55 @@
+# make book [PROFILE=paper] [DATA=FOLDER_WITH_RELEASES] [SEED=0] [CORES=n] [GPUS=n] [SNAKEFLAGS="--executor slurm --jobs 8"]
+# Needed beforehand: Python 3.11 or newer, make, git. Everything else goes into .venv, at pinned versions.
+
+SHELL := bash
+.PHONY: help book test lint format bench clean
+
+PYTHON ?= python3
+PROFILE ?= sample
+DATA ?=
+SEED ?= 0
+CORES ?= all
+GPUS ?= 1
+SNAKEFLAGS ?=
+PYTESTFLAGS ?=
+
+unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
+export JUPYTER_PREFER_ENV_PATH := 1
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+INSTALLED := .venv/.installed
+ASK_FOR_PYTHON := "Python 3.11, 3.12 or 3.13 is needed; name another one: make PYTHON=python3.12"
+SHOW_PACKAGES := awk '/^ *(Downloading|Using cached|Building|Installing)/ && !/metadata/ { print substr($$0, 1, 110); fflush() }'
+
+help:
+	@echo "make book     environment, samples, training, evaluation, book; prints where the book is"
+	@echo "              PROFILE=paper DATA=FOLDER trains on the releases in FOLDER/<data set>"
+	@echo "make test     the tests            make lint     check code and notebooks"
+	@echo "make bench    how fast it runs     make format   format code and notebooks"
+	@echo "make clean    remove what 'make book' made on sample data, but not .venv"
+
+book: $(INSTALLED)
+	@snakemake --cores $(CORES) --resources gpu=$(GPUS) --rerun-triggers params --rerun-incomplete --nolock \
+	  --quiet rules progress reason host --config profile=$(PROFILE) seed=$(SEED) data="$(DATA)" $(SNAKEFLAGS)
+	@python -c "import pathlib; print('\nThe book:', pathlib.Path('_build/html/index.html').resolve().as_uri())"
+
+test: $(INSTALLED)
+	@python -m pytest --durations=10 $(PYTESTFLAGS)
+
+lint: $(INSTALLED)
+	@ruff check . && ruff format --check .
+
+format: $(INSTALLED)
+	@ruff check --fix . && ruff format .
+
+bench: $(INSTALLED)
+	@csamnet bench
+
+clean:
+	rm -rf _build book/_generated book/executed book/vendor data/prepared data/samples results/*/*-sample-* .snakemake
+
+$(INSTALLED): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit((3, 11) <= sys.version_info < (3, 14) or not print($(ASK_FOR_PYTHON)))'
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "Installing into .venv; this is done once and takes a few minutes."
+	@set -o pipefail; .venv/bin/python -m pip install --no-compile -c requirements.lock -e ".[all]" | $(SHOW_PACKAGES)
+	@touch $@

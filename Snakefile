@@ -1,0 +1,119 @@
+# The run matrix: a release -> its canonical tree -> one notebook run a data set -> the book. `make book` calls it:
+#   snakemake --cores all --rerun-triggers params [--config profile=paper data=FOLDER] [--executor slurm --jobs 8]
+# A job is run again when a hash among its parameters has changed: of configuration, data or code, never of a date.
+
+from hashlib import sha256
+from pathlib import Path
+
+from csamnet.config import make_config
+from csamnet.files import sha256_file
+from csamnet.results import fingerprint
+
+DATASETS = ["MoNuSeg"]
+PROFILE, SEED = config.get("profile", "sample"), config.get("seed", 0)
+RELEASES = str(config.get("data") or "")  # folder of real releases; look-alikes are made where it is empty
+ROOT = "data/prepared" if RELEASES else "data/prepared/samples"
+
+if PROFILE != "sample" and not RELEASES:
+    raise WorkflowError(f"profile {PROFILE} is for real images: name the folder of releases, data=FOLDER")
+
+
+wildcard_constraints:
+    dataset="|".join(DATASETS),
+
+
+localrules:
+    all,
+    sample,
+    vendor,
+    book,
+
+
+def text(*patterns):
+    """One hash over the names and contents of files."""
+    files = sorted({path for pattern in patterns for path in Path().glob(pattern) if path.is_file()})
+    return sha256(repr([(str(path), sha256_file(path)) for path in files]).encode()).hexdigest()
+
+
+def listing(wildcards):
+    """One hash over names, sizes and dates below a release, which may be too large to be read each time."""
+    if not RELEASES:
+        return text(f"data/samples/{wildcards.dataset}/**/*")
+    stats = sorted((str(path), path.stat()) for path in Path(RELEASES).glob(f"{wildcards.dataset}/**/*"))
+    return sha256(repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]).encode()).hexdigest()
+
+
+def run(wildcards, input):
+    """The fingerprint of the training that a notebook shows."""
+    made = make_config(PROFILE, dataset=wildcards.dataset, seed=SEED)
+    return fingerprint(made, sha256_file(input.manifest))
+
+
+rule all:
+    input:
+        "_build/html/index.html",
+
+
+rule sample:
+    output:
+        update("data/samples/{dataset}/SAMPLE.json"),
+    params:
+        code=text("csamnet/samples.py"),
+    shell:
+        "csamnet samples {wildcards.dataset}"
+
+
+rule prepare:
+    input:
+        [] if RELEASES else "data/samples/{dataset}/SAMPLE.json",
+    output:
+        update(f"{ROOT}/{{dataset}}/manifest.csv"),
+    params:
+        source=f"{RELEASES or 'data/samples'}/{{dataset}}",
+        root=ROOT,
+        release=listing,
+        code=text(*(f"csamnet/{name}.py" for name in ("datasets", "images", "readers", "prepare"))),
+    shell:
+        "csamnet prepare {wildcards.dataset} --from {params.source:q} --root {params.root}"
+
+
+rule notebook:
+    input:
+        template="notebooks/dataset.ipynb",
+        manifest=f"{ROOT}/{{dataset}}/manifest.csv",
+    output:
+        "book/executed/{dataset}.ipynb",
+    params:
+        given=f"-p profile {PROFILE} -p seed {SEED} -p root {ROOT}",
+        fingerprint=run,
+        page=text("csamnet/*.py", "notebooks/dataset.ipynb"),
+    threads: 8
+    resources:
+        gpu=int(PROFILE != "sample"),
+        mem_mb=16_000,
+        runtime=24 * 60,
+    shell:
+        "csamnet notebook {input.template} {output} -p dataset {wildcards.dataset} {params.given}"
+
+
+rule vendor:
+    output:
+        "book/vendor/stamp",
+    params:
+        code=text("book/vendor.py"),
+    shell:
+        "python book/vendor.py"
+
+
+rule book:
+    input:
+        expand("book/executed/{dataset}.ipynb", dataset=DATASETS),
+        "book/vendor/stamp",
+    output:
+        "_build/html/index.html",
+    params:
+        pages=text("_*.yml", "README.md", "book/*.*", "book/_*/*", "book/assets/**/*", "book/published/*"),
+        results=text("results/**/*.json", "results/**/*.csv"),
+        code=text("csamnet/*.py"),
+    shell:
+        "jupyter-book build . --all -W --keep-going -q"

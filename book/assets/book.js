@@ -1,0 +1,12 @@
+// ipywidgets typesets its labels through MathJax 2's queue; MathJax 3 has promises instead.
+const typeset = (element) => window.MathJax?.startup?.promise.then(() => MathJax.typesetPromise(element ? [element] : undefined));
+window.MathJax = window.MathJax || {};
+window.MathJax.Hub = { Queue: (...jobs) => jobs.forEach((job) => typeset(Array.isArray(job) ? job[2] : undefined)) };
+
+// A slider's handle takes the slider's description as its name.
+const nameHandles = () =>
+  document.querySelectorAll(".widget-slider .noUi-handle:not([aria-label])").forEach((handle) => {
+    const label = handle.closest(".widget-slider").querySelector(".widget-label");
+    handle.setAttribute("aria-label", label?.textContent.trim() || "slider");
+  });
+new MutationObserver(nameHandles).observe(document.body, { childList: true, subtree: true });

@@ -1,0 +1,5 @@
+"""`python -m csamnet` is `csamnet`."""
+
+from csamnet.cli import app
+
+app(prog_name="csamnet")

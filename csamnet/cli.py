@@ -1,0 +1,209 @@
+"""The command line: `csamnet --help`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from csamnet.config import MODELS, make_config
+from csamnet.files import InputError
+from csamnet.paths import PREPARED, RESULTS, SAMPLES
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="CSAMNet on nuclei and other images: data, training, evaluation, prediction.",
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+Root = Annotated[Path, typer.Option(help="Folder of the prepared data sets.", show_default="data/prepared")]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
+
+
+def command(function: Callable) -> Callable:
+    """Register a command; what the user can mend is printed without a traceback, with exit code 2."""
+
+    @app.command()
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            errors.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
+        except OSError as error:
+            where = f"\n  file: {_plain(error.filename)}" if error.filename else ""
+            errors.print(f"[bold red]error:[/] {_plain(error.strerror or error)}{where}", soft_wrap=True)
+        raise typer.Exit(2)
+
+    return run
+
+
+def _plain(text: object) -> str:
+    return str(text).replace("[", r"\[")
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar in a terminal (a line now and then where there is none); yields `tick(done, all)`."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@command
+def samples(
+    name: Annotated[str, typer.Argument(help="Data set to make a look-alike of.")] = "MoNuSeg",
+    out: Annotated[Path, typer.Option(help="Folder of the look-alikes.", show_default="data/samples")] = SAMPLES,
+    seed: int = 0,
+):
+    """Paint a look-alike release: seeded, in the layout of the real one, never to be taken for it."""
+    from csamnet.samples import make_sample
+
+    console.print(make_sample(name, out, seed=seed), soft_wrap=True)
+
+
+@command
+def prepare(
+    name: Annotated[str, typer.Argument(help="Data set, such as MoNuSeg.")],
+    source: Annotated[Path, typer.Option("--from", help="The release as downloaded (folder or zip), or a tree.")],
+    root: Root = PREPARED,
+    allow_partial: Annotated[bool, typer.Option(help="Leave out what cannot be used, and note it.")] = False,
+):
+    """Turn a release into the canonical tree, with a manifest of every file. The source is only read."""
+    from csamnet.prepare import prepare, read_manifest
+
+    def progress(records):
+        with bar(f"Preparing {name}") as tick:
+            for done, record in enumerate(records, 1):
+                yield record
+                tick(done, len(records))
+
+    folder = prepare(name, source, root, allow_partial=allow_partial, progress=progress)
+    table = read_manifest(folder)
+    counts = ", ".join(f"{split} {count}" for split, count in table["split"].value_counts().items())
+    console.print(f"{folder}: {counts}; {table['objects'].sum()} objects", soft_wrap=True)
+
+
+@command
+def train(
+    name: Annotated[str, typer.Argument(help="Data set, such as MoNuSeg.")],
+    root: Root = PREPARED,
+    profile: Annotated[str, typer.Option(help="paper | cpu | short | sample")] = "paper",
+    seed: int = 0,
+    model: Annotated[str | None, typer.Option(help=" | ".join(MODELS))] = None,
+    precision: Annotated[str | None, typer.Option(help="auto | bf16 | fp16 | fp32")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the network (worth it on a GPU).")] = False,
+    settings: Annotated[list[str], typer.Option("--set", help="Any other setting, KEY=VALUE; repeatable.")] = [],  # noqa: B006
+    results: Annotated[Path, typer.Option(help="Folder of the run folders.", show_default="results")] = RESULTS,
+    device: Device = "auto",
+    devices: Annotated[int, typer.Option(help="Processes: GPUs, or CPU processes.")] = 1,
+    nodes: int = 1,
+):
+    """Train a network. A run that was stopped goes on where it was; a finished one is not done again."""
+    from csamnet.datasets import get_dataset
+    from csamnet.train import train
+
+    given = {"profile": profile, "seed": seed, "model": model, "precision": precision, "compile": compile or None}
+    given = {key: value for key, value in given.items() if value is not None} | dict(map(_setting, settings))
+    config = make_config(**given | {"dataset": get_dataset(name).name})
+    with bar(f"Training {config.name}") as tick:
+        folder = train(config, root, results=results, device=device, devices=devices, nodes=nodes,
+                       on_step=tick, on_epoch=lambda row: console.print(epoch_line(row)))  # fmt: skip
+    console.print(f"{folder}\nnext: csamnet evaluate {folder}", soft_wrap=True)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError("a setting cannot be read", expected="--set KEY=VALUE", found=text)
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def epoch_line(row: dict) -> str:
+    """One line for an epoch: `epoch  3  loss 0.512  val mIoU 71.20 %  AP 0.8123  45 images/s`."""
+    return (
+        f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  val mIoU {100 * row['val_miou']:5.2f} %  "
+        f"AP {row['val_ap']:.4f}  {row['images_per_s']:.0f} images/s"
+    )
+
+
+@command
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, as `csamnet train` prints it.")],
+    root: Root = PREPARED,
+    split: Annotated[str, typer.Option(help="train | val | test")] = "test",
+    device: Device = "auto",
+):
+    """Measure a trained network; write per_image.csv, curves.csv and summary.json beside its weights."""
+    from csamnet.evaluate import evaluate
+    from csamnet.results import read_summary
+
+    with bar(f"Evaluating {run.name} on {split}") as tick:
+        folder = evaluate(run, root, split=split, device=device, on_image=tick)
+    summary = read_summary(run, split)
+    kind = {"real": "measured on real data", "sample": "sample data"}[summary["data"]["kind"]]
+    table = Table(title=f"{summary['data']['name']}, {split}, {summary['n']} images, {kind}")
+    for heading in ("measure", "pooled", "mean over images"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for measure, value in summary["pooled"].items():
+        table.add_row(measure, *("undefined" if v is None else f"{v:.4f}" for v in (value, summary["mean"][measure])))
+    console.print(table)
+    console.print(folder, soft_wrap=True)
+
+
+@command
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Any images: PNG, TIFF, JPEG, BMP, WebP.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    weights: Annotated[str, typer.Option(help="Run folder, .safetensors file, or name in weights/.")] = "MoNuSeg",
+    threshold: Annotated[float | None, typer.Option(help="Probability from which a pixel is foreground.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Micrometres a pixel, for areas in um2.")] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over the eight flips and turns.")] = False,
+    device: Device = "auto",
+):
+    """Segment images: mask PNG, probability TIFF, overlay PNG, nuclei as CSV and as GeoJSON for QuPath."""
+    from csamnet.inference import load, predict_files
+
+    model = load(weights, device)
+    with bar("Predicting") as tick:
+        table = predict_files(model, images, out, threshold=threshold, mpp=mpp, tta=tta or None, on_image=tick)
+    for row in table.to_dict("records"):
+        console.print(f"{row['image']}: {row['nuclei']} nuclei, {100 * row['coverage']:.1f} % of the image", soft_wrap=True)
+    console.print(out, soft_wrap=True)
+
+
+@command
+def notebook(
+    template: Annotated[Path, typer.Argument(help="Notebook with a `parameters` cell.")],
+    out: Annotated[Path, typer.Argument(help="Where the executed copy goes.")],
+    parameter: Annotated[list[str], typer.Option("-p", "--parameter", help="NAME=VALUE; repeatable.")] = [],  # noqa: B006
+):
+    """Run a notebook by papermill; unknown parameters are refused before anything runs."""
+    from csamnet.notebooks import run_notebook
+
+    run_notebook(template, out, dict(map(_setting, parameter)))
+
+
+@command
+def bench(device: Device = "auto"):
+    """Print how fast the default path is, as ratios within this run."""
+    from csamnet.bench import run_bench
+
+    run_bench(device, console)
+
+

@@ -1,0 +1,136 @@
+"""A run = data set x model x seed x profile, with every choice of the recipe written out."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+
+from csamnet.files import InputError
+
+SIZES = {"XS": 8, "S": 32, "M": 40, "L": 72}
+"""Widths. S is the released network; M and L are our reading of the paper's bubble chart; XS is ours, for trials."""
+
+MODELS: dict[str, dict] = {f"CSAMNet-{size}": {"width": width} for size, width in SIZES.items()}
+"""Name of a model -> keyword arguments of `csamnet.model.CSAMNet`. A variant is an entry, not a subclass."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. The paper gives none of these numbers: they are our choices, and `book/log.md` says why.
+
+    An *epoch* is `steps_per_epoch` optimiser steps; after each the EMA weights are scored on validation.
+    """
+
+    dataset: str = "MoNuSeg"
+    model: str = "CSAMNet-S"
+    seed: int = 0
+    profile: str = "paper"
+    # budget
+    epochs: int = 300
+    steps_per_epoch: int = 100
+    batch: int = 8  # crops a step, over all devices
+    tile: int = 256  # pixels; also the tile of inference
+    # optimiser
+    lr: float = 1e-3  # peak, after the warm-up
+    weight_decay: float = 0.01
+    warmup: float = 0.05  # fraction of all steps
+    clip: float = 1.0  # global norm of the gradient
+    ema: float = 0.999  # decay of the averaged weights, which are the ones that are kept
+    dice: float = 1.0  # weight of the Dice loss beside cross-entropy
+    # augmentation
+    foreground: float = 0.0  # fraction of crops centred on a foreground pixel
+    scale: float = 1.25  # zoom drawn log-uniformly from 1/scale to scale
+    stain: float = 0.25  # strength of the change of haematoxylin, eosin and residual
+    colour: float = 0.15  # strength of brightness, contrast, saturation
+    blur: float = 1.0  # largest sigma in pixels, on one crop in three
+    # numerics
+    precision: str = "auto"  # auto | bf16 | fp16 | fp32
+    compile: bool = False
+    # inference
+    overlap: float = 0.5  # of neighbouring tiles
+    val_overlap: float = 0.25  # the same during training, where only the ranking of epochs matters
+    tta: bool = False  # mean over the eight flips and turns
+    threshold: float = 0.5  # probability from which a pixel is foreground
+
+    def __post_init__(self):
+        for field in fields(self):
+            _typed(field.name, getattr(self, field.name), field.type)
+        _known("profile", self.profile, PROFILES)
+        _known("model", self.model, MODELS)
+        _known("precision", self.precision, ("auto", "bf16", "fp16", "fp32"))
+        for name in ("epochs", "steps_per_epoch", "tile"):
+            _within(name, getattr(self, name), 1, None)
+        _within("batch", self.batch, 2, None)
+        _within("lr", self.lr, 1e-9, 1)
+        _within("scale", self.scale, 1, 4)
+        for name in ("overlap", "val_overlap"):
+            _within(name, getattr(self, name), 0, 0.9)
+        for name in ("warmup", "ema", "foreground", "threshold"):
+            _within(name, getattr(self, name), 0, 1)
+        for name in ("seed", "weight_decay", "clip", "dice", "stain", "colour", "blur"):
+            _within(name, getattr(self, name), 0, None)
+        if self.tile < 128 or self.tile % 16:
+            raise InputError("the tile cannot be used", expected="a multiple of 16, at least 128", found=self.tile)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.profile}-seed{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> RunConfig:
+        return make_config(**values)
+
+
+PROFILES: dict[str, dict] = {
+    "paper": {},
+    "cpu": {"epochs": 40},
+    "short": {"epochs": 8, "lr": 2e-3, "ema": 0.99},
+    "sample": {
+        "model": "CSAMNet-XS",
+        "epochs": 12,
+        "steps_per_epoch": 40,
+        "tile": 128,
+        "lr": 4e-3,
+        "ema": 0.98,
+        "precision": "fp32",
+        "overlap": 0.25,
+        "val_overlap": 0.0,
+    },
+}
+"""`paper`: the full budget, for a GPU. `cpu`: 4,000 steps, for a patient CPU. `short`: 800.
+`sample`: a minute, for look-alike data."""
+
+
+def make_config(profile: str = "paper", **changes) -> RunConfig:
+    """A profile's configuration with `changes`. Raises InputError for unknown names and impossible values."""
+    _known("profile", profile, PROFILES)
+    for key in changes:
+        _known("setting", key, [field.name for field in fields(RunConfig)])
+    return replace(RunConfig(profile=profile, **PROFILES[profile]), **changes)
+
+
+def _known(what: str, value, known) -> None:
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+    mend = f"did you mean {near[0]!r}?" if near else None
+    raise InputError(f"unknown {what}", expected=" | ".join(known), found=repr(value), mend=mend)
+
+
+def _typed(name: str, value, kind: str) -> None:
+    types = {"int": int, "float": (int, float), "bool": bool, "str": str}[kind]
+    if not isinstance(value, types) or (kind != "bool" and isinstance(value, bool)):
+        raise InputError(f"{name} cannot be used", expected=kind, found=repr(value))
+
+
+def _within(name: str, value: float, low: float, high: float | None) -> None:
+    if not value >= low or (high is not None and value > high):
+        expected = f"a number of {low} or more" if high is None else f"a number from {low} to {high}"
+        raise InputError(f"{name} cannot be used", expected=expected, found=repr(value))

@@ -1,0 +1,238 @@
+"""The canonical tree as tensors: whole images for evaluation, augmented batches of crops for training.
+
+Training images live on the device as packed bytes; a batch of crops is gathered, turned, zoomed, re-stained and
+blurred there by a few batched operations. There are no worker processes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csamnet.config import RunConfig
+from csamnet.files import InputError
+from csamnet.images import read_image, read_labels, read_mask
+from csamnet.model import reflect
+from csamnet.prepare import read_manifest
+
+BUDGET = 8 * 2**30
+"""Bytes of training images that may live on the device; more is memory-mapped from the disk."""
+
+HED = torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+"""Optical density of haematoxylin, eosin and residual in red, green, blue (Ruifrok and Johnston 2001)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a prepared data set; pixels are read when asked for."""
+
+    name: str
+    group: str
+    organ: str
+    image_path: Path
+    mask_path: Path
+    labels_path: Path | None
+
+    def image(self) -> np.ndarray:
+        """`(H, W, 3)` uint8."""
+        return read_image(self.image_path)
+
+    def mask(self) -> np.ndarray:
+        """`(H, W)` bool."""
+        return read_mask(self.mask_path)
+
+    def labels(self) -> np.ndarray | None:
+        """`(H, W)` int32 instances, 0 background, or None where none are known."""
+        return read_labels(self.labels_path) if self.labels_path else None
+
+
+def load_split(root: Path | str, dataset: str, split: str) -> list[Sample]:
+    """The samples of `train`, `val` or `test`. Raises InputError where the split is missing or empty."""
+    folder = Path(root) / dataset
+    table = read_manifest(folder)
+    rows = table[table["split"] == split]
+    if rows.empty:
+        found = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
+        raise InputError(f"the split {split!r} of {dataset} is empty", path=folder, found=found)
+    return [
+        Sample(
+            name=str(row["name"]),
+            group=str(row["group"]),
+            organ=str(row["organ"]),
+            image_path=folder / row["image"],
+            mask_path=folder / row["mask"],
+            labels_path=folder / row["inst"] if isinstance(row["inst"], str) and row["inst"] else None,
+        )
+        for row in rows.to_dict("records")
+    ]
+
+
+def to_input(pixels: Tensor) -> Tensor:
+    """Bytes or floats of 0 to 255 to the network's input range, about -2 to 2 (our choice; none is published)."""
+    return pixels.float() / 63.75 - 2
+
+
+class Atlas:
+    """All images of a split in one flat array of packed pixels (red, green, blue, mask: four bytes each).
+
+    `pixels` is int32 `(N,)`, on `device` up to `budget` bytes, else memory-mapped from a nameless file in `cache`.
+    """
+
+    def __init__(self, samples: list[Sample], device: torch.device, *, cache: Path, budget: int = BUDGET):
+        masks = [sample.mask() for sample in samples]
+        self.device = device
+        self.heights = torch.tensor([mask.shape[0] for mask in masks], device=device)
+        self.widths = torch.tensor([mask.shape[1] for mask in masks], device=device)
+        self.offsets = torch.cumsum(self.heights * self.widths, 0) - self.heights * self.widths
+        self.foreground = torch.stack([_foreground_points(mask) for mask in masks]).to(device)  # (n, 4096, 2)
+        self.has_foreground = torch.tensor([bool(mask.any()) for mask in masks], device=device)
+        sizes = [mask.size for mask in masks]
+        blocks = (_pack(sample.image(), mask) for sample, mask in zip(samples, masks, strict=True))
+        self.mapped = 4 * sum(sizes) > budget
+        if self.mapped:
+            self.pixels = _spill(blocks, cache)
+        else:
+            self.pixels = torch.empty(sum(sizes), dtype=torch.int32, device=device)
+            for place, block in zip(self.pixels.split(sizes), blocks, strict=True):
+                place.copy_(block)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def gather(self, which: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Bytes `(B, h, w, 4)` at integer `rows` and `columns` `(B, h, w)` of the images `which` `(B,)`, reflected."""
+        rows = reflect(rows, self.heights[which][:, None, None])
+        columns = reflect(columns, self.widths[which][:, None, None])
+        index = self.offsets[which][:, None, None] + rows * self.widths[which][:, None, None] + columns
+        packed = self.pixels[index.to(self.pixels.device)].to(self.device)
+        return packed.unsqueeze(-1).view(torch.uint8)
+
+    def crops(self, config: RunConfig, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A random augmented batch: input `(batch, 3, tile, tile)` float32 and target `(batch, tile, tile)` uint8."""
+        area = (self.heights * self.widths).float()
+        which = torch.multinomial(area, batch, replacement=True, generator=generator)
+        draw = _Draws(batch, generator)
+        turn = _turns(draw, config.scale)  # (B, 2, 2)
+        centre = self._centres(draw, which, config.tile, config.foreground)  # (B, 2), x first
+        pixels, mask = self._sample(which, centre, turn, config.tile)
+        pixels = stain_jitter(pixels, draw, config.stain)
+        pixels = colour_jitter(pixels, draw, config.colour)
+        pixels = blur(pixels, draw, config.blur)
+        return to_input(pixels.clamp(0, 255)), mask
+
+    def _centres(self, draw: _Draws, which: Tensor, tile: int, foreground: float) -> Tensor:
+        """Centres of crops that lie inside the image where it is large enough, on half pixels, x first."""
+        size = torch.stack([self.widths[which], self.heights[which]], 1).float()  # (B, 2)
+        room = (size - tile).clamp(min=0)
+        corner = torch.where(room > 0, (draw.uniform(2) * (room + 1)).floor().clamp(max=room), (size - tile) // 2)
+        centre = corner + (tile - 1) / 2
+        points = self.foreground[which, (draw.uniform() * self.foreground.shape[1]).long()]  # (B, 2)
+        on_foreground = (draw.uniform() < foreground) & self.has_foreground[which]
+        return torch.where(on_foreground[:, None], points + 0.5, centre)
+
+    def _sample(self, which: Tensor, centre: Tensor, turn: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+        """Pixels `(B, 3, tile, tile)` 0 to 255, bilinear, and mask `(B, tile, tile)`, nearest, of turned crops."""
+        line = torch.arange(tile, device=self.device) - (tile - 1) / 2
+        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (tile, tile, 2)
+        x, y = (centre[:, None, None] + torch.einsum("hwj,bij->bhwi", grid, turn)).unbind(-1)  # (B, tile, tile)
+        x0, y0 = x.floor(), y.floor()
+        right, down = (x - x0)[..., None], (y - y0)[..., None]
+        corners = [self.gather(which, (y0 + i).long(), (x0 + j).long()) for i in (0, 1) for j in (0, 1)]
+        nearest = self.gather(which, y.round().long(), x.round().long())[..., 3]
+        top = torch.lerp(corners[0][..., :3].float(), corners[1][..., :3].float(), right)
+        bottom = torch.lerp(corners[2][..., :3].float(), corners[3][..., :3].float(), right)
+        return torch.lerp(top, bottom, down).permute(0, 3, 1, 2).contiguous(), nearest
+
+
+def _pack(image: np.ndarray, mask: np.ndarray) -> Tensor:
+    """`(H, W, 3)` uint8 and `(H, W)` bool as int32 `(H * W,)`, four bytes a pixel."""
+    return torch.from_numpy(np.dstack([image, mask]).view(np.int32).ravel())
+
+
+def _spill(blocks: Iterable[Tensor], folder: Path) -> Tensor:
+    """The blocks one after another, memory-mapped from a file without a name, which goes with its last user."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        for block in blocks:
+            stream.write(block.numpy())
+        stream.flush()
+        return torch.from_numpy(np.memmap(stream, np.int32, "r+"))
+
+
+def _foreground_points(mask: np.ndarray, count: int = 4096) -> Tensor:
+    """`(count, 2)` foreground pixels, x first, spread evenly over all of them; zeros where there are none."""
+    flat = np.flatnonzero(mask)
+    if flat.size == 0:
+        return torch.zeros(count, 2)
+    chosen = flat[np.linspace(0, flat.size - 1, count).astype(np.int64)]
+    return torch.from_numpy(np.stack([chosen % mask.shape[1], chosen // mask.shape[1]], 1)).float()
+
+
+# ---------------------------------------------------------------------------------------- augmentation
+
+
+class _Draws:
+    """Random numbers of one value a crop, from one generator, on its device."""
+
+    def __init__(self, batch: int, generator: torch.Generator):
+        self.batch, self.generator = batch, generator
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        values = torch.rand(self.batch, *shape, generator=self.generator, device=self.generator.device)
+        return low + (high - low) * values
+
+
+def _turns(draw: _Draws, scale: float) -> Tensor:
+    """Matrices `(B, 2, 2)` of a random quarter turn, flip and zoom, from crop to image offsets."""
+    angle = (4 * draw.uniform()).floor() * (torch.pi / 2)
+    zoom = torch.exp(draw.uniform(low=-1, high=1) * float(np.log(scale)))
+    flip = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
+    cos, sin = angle.cos().round(), angle.sin().round()
+    return torch.stack([cos * flip, -sin, sin * flip, cos], 1).view(-1, 2, 2) * zoom[:, None, None]
+
+
+def stain_jitter(pixels: Tensor, draw: _Draws, strength: float) -> Tensor:
+    """Scale and shift haematoxylin, eosin and residual of `(B, 3, H, W)` 0 to 255 by up to `strength`.
+
+    Colour deconvolution (Ruifrok and Johnston 2001), the change and the way back are one matrix on optical density,
+    as in the stain augmentation of Tellez et al. 2018.
+    """
+    if strength == 0:
+        return pixels
+    hed = HED.to(pixels.device)
+    change = torch.diag_embed(draw.uniform(3, low=1 - strength, high=1 + strength))
+    matrix = torch.linalg.inv(hed) @ change @ hed  # (B, 3, 3), acts on rows of optical density
+    shift = draw.uniform(3, low=-strength / 4, high=strength / 4) @ hed  # (B, 3)
+    density = -torch.log((pixels + 1) / 256).flatten(2)  # (B, 3, H * W)
+    density = torch.baddbmm(shift[..., None], matrix.mT, density).view_as(pixels)
+    return 256 * torch.exp(-density) - 1
+
+
+def colour_jitter(pixels: Tensor, draw: _Draws, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation of `(B, 3, H, W)` 0 to 255 by factors of up to 1 +- `strength`."""
+    if strength == 0:
+        return pixels
+    brightness, contrast, saturation = draw.uniform(3, 1, 1, 1, low=1 - strength, high=1 + strength).unbind(1)
+    pixels = torch.lerp(pixels.mean(1, keepdim=True), pixels, saturation)
+    pixels = torch.lerp(pixels.mean((1, 2, 3), keepdim=True), pixels, contrast)
+    return pixels * brightness
+
+
+def blur(pixels: Tensor, draw: _Draws, strongest: float) -> Tensor:
+    """Gaussian blur with sigma up to `strongest` pixels, on one crop in three of `(B, 3, H, W)`."""
+    if strongest == 0:
+        return pixels
+    sigma = draw.uniform(high=strongest) * (draw.uniform() < 1 / 3)
+    offsets = torch.arange(-3, 4, device=pixels.device)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma[:, None].clamp(min=1e-3) ** 2))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None, None]  # (3B, 1, 1, 7)
+    x = F.pad(pixels.reshape(1, -1, *pixels.shape[-2:]), (3, 3, 3, 3), mode="reflect")
+    x = F.conv2d(F.conv2d(x, kernel, groups=len(kernel)), kernel.mT, groups=len(kernel))
+    return x.view_as(pixels)

@@ -1,0 +1,227 @@
+"""From weights to numbers: sliding window, smooth stitching, measures per image and pooled."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from csamnet.config import MODELS, RunConfig
+from csamnet.data import Sample, load_split, to_input
+from csamnet.files import InputError, atomic, write_json
+from csamnet.metrics import (
+    BINS,
+    COLUMNS,
+    METRICS,
+    average_precision,
+    confusion,
+    curves,
+    from_counts,
+    image_metrics,
+    mean,
+    pool,
+    score_histogram,
+)
+from csamnet.model import CSAMNet, extend, load_strictly, load_weights
+from csamnet.results import data_card, fingerprint, hardware, read_config, read_run, read_summary
+
+
+def build_model(config: RunConfig) -> nn.Module:
+    return CSAMNet(**MODELS[config.model])
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` takes a GPU where there is one. Raises InputError where the asked one is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise InputError("unknown device", expected="auto | cpu | cuda", found=repr(name))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device", expected="a GPU that torch can use", found=torch.__version__,
+                         mend="use --device cpu, or install a CUDA build of torch")  # fmt: skip
+    return torch.device(name)
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return "bf16" if device.type == "cpu" and fast else "fp32"
+
+
+def autocast(precision: str, device: torch.device):
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision(precision, device))
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+# -------------------------------------------------------------------------------------- sliding window
+
+
+def tile_corners(length: int, tile: int, overlap: float) -> list[int]:
+    """Where tiles start along an axis of `length` >= `tile`: evenly spread, neighbours share at least `overlap`."""
+    count = math.ceil((length - tile) / (tile * (1 - overlap))) + 1
+    return np.linspace(0, length - tile, count).round().astype(int).tolist()
+
+
+def tile_weight(tile: int, device: torch.device) -> Tensor:
+    """`(tile, tile)` weights that fall smoothly from 1 at the centre towards 0 at the border (squared cosine)."""
+    line = torch.sin(torch.pi * (torch.arange(tile, device=device) + 0.5) / tile) ** 2
+    return (line[:, None] * line).clamp(min=1e-4)
+
+
+@torch.inference_mode()
+def predict_probability(
+    model: nn.Module,
+    image: np.ndarray,
+    *,
+    tile: int = 256,
+    overlap: float = 0.5,
+    tta: bool = False,
+    batch: int = 8,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """Foreground probability `(H, W)` float32 of an `(H, W, 3)` uint8 image.
+
+    The image is cut into tiles of the size that was trained on, because the network's output depends on the size
+    of what it is fed; neighbours overlap and are blended by `tile_weight`. `tta` averages the eight flips and turns.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    x = to_input(torch.from_numpy(np.ascontiguousarray(image)).to(device)).permute(2, 0, 1)[None]
+    views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
+    total = torch.zeros(image.shape[:2], device=device)
+    for turns, flip in views:
+        view = torch.rot90(x, turns, (2, 3))
+        view = view.flip(3) if flip else view
+        probability = _stitch(model, view, tile, overlap, batch, precision)
+        probability = probability.flip(1) if flip else probability
+        total += torch.rot90(probability, -turns, (0, 1))
+    return (total / len(views)).cpu().numpy()
+
+
+def _stitch(model: nn.Module, x: Tensor, tile: int, overlap: float, batch: int, precision: str) -> Tensor:
+    """Blended foreground probability `(H, W)` of one input `(1, 3, H, W)`; a small one is extended by reflection."""
+    height, width = x.shape[2:]
+    x = extend(x, max(height, tile), max(width, tile))
+    weight = tile_weight(tile, x.device)
+    total, norm = torch.zeros(x.shape[2:], device=x.device), torch.zeros(x.shape[2:], device=x.device)
+    corners = [(a, b) for a in tile_corners(x.shape[2], tile, overlap) for b in tile_corners(x.shape[3], tile, overlap)]
+    for start in range(0, len(corners), batch):
+        group = corners[start : start + batch]
+        tiles = torch.cat([x[..., a : a + tile, b : b + tile] for a, b in group])
+        with autocast(precision, x.device):
+            logits = model(tiles.contiguous(memory_format=torch.channels_last)).float()
+        for (a, b), probability in zip(group, torch.sigmoid(logits[:, 1] - logits[:, 0]), strict=True):
+            total[a : a + tile, b : b + tile] += weight * probability
+            norm[a : a + tile, b : b + tile] += weight
+    return (total / norm)[:height, :width]
+
+
+# -------------------------------------------------------------------------------------------- measures
+
+
+def predictor(model: nn.Module, config: RunConfig, **changes) -> Callable[[np.ndarray], np.ndarray]:
+    """`predict_probability` with a run's settings: image in, probability out."""
+    settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "batch", "precision")} | changes
+    return lambda image: predict_probability(model, image, **settings)
+
+
+def validate(model: nn.Module, samples: list[Sample], config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Counts `(4,)` and score histogram `(2, BINS)` over `samples`; additive, so that processes can share the work."""
+    counts, histogram = np.zeros(4, np.int64), np.zeros((2, BINS), np.int64)
+    predict = predictor(model, config, overlap=config.val_overlap, tta=False)
+    for sample in samples:
+        probability, mask = predict(sample.image()), sample.mask()
+        counts += [*confusion(probability >= config.threshold, mask).values()]
+        histogram += score_histogram(probability, mask)
+    return counts, histogram
+
+
+def validation_scores(counts: np.ndarray, histogram: np.ndarray) -> dict[str, float]:
+    pixels = from_counts(*counts.tolist())
+    return {"val_miou": pixels["miou"], "val_dice": pixels["dice"], "val_ap": average_precision(histogram)}
+
+
+def load_run(folder: Path | str, device: str = "auto") -> tuple[CSAMNet, RunConfig]:
+    """The trained network of a run folder, in inference mode, and its configuration.
+
+    Raises InputError where the folder is no run, and where its training has not ended.
+    """
+    config = read_config(folder)
+    if read_run(folder)["status"] != "done":
+        raise InputError("the training has not ended", path=folder, mend="csamnet train goes on where it stopped")
+    model = build_model(config)
+    path = Path(folder) / "weights.safetensors"
+    load_strictly(model, load_weights(path), path)
+    return model.to(pick_device(device), memory_format=torch.channels_last).eval(), config
+
+
+def evaluate(
+    folder: Path | str,
+    root: Path | str,
+    *,
+    split: str = "test",
+    device: str = "auto",
+    on_image: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Measure a run's weights on a split; write and return `<folder>/<split>/` (see `write_evaluation`).
+
+    Nothing is done where the same weights were measured on the same data by the same code. `on_image` is called
+    with (done, all) after each image.
+    """
+    model, config = load_run(folder, device)
+    card = data_card(root, config.dataset)
+    fresh = fingerprint(config, card["manifest_sha256"] + read_run(folder)["fingerprint"], "evaluate")
+    if (read_summary(folder, split) or {}).get("fingerprint") == fresh:
+        return Path(folder) / split
+    samples = load_split(root, config.dataset, split)
+    predict, histogram, rows = predictor(model, config), np.zeros((2, BINS), np.int64), []
+    for done, sample in enumerate(samples, 1):
+        image = sample.image()
+        row = image_metrics(
+            predict(image), sample.mask(), sample.labels(), threshold=config.threshold, total=histogram
+        )
+        place = {"name": sample.name, "group": sample.group, "organ": sample.organ}
+        rows.append(place | {"height": image.shape[0], "width": image.shape[1]} | row)
+        if on_image:
+            on_image(done, len(samples))
+    about = {"data": card, "hardware": hardware(next(model.parameters()).device), "fingerprint": fresh}
+    return write_evaluation(Path(folder) / split, rows, histogram, config, about)
+
+
+def write_evaluation(out: Path, rows: list[dict], histogram: np.ndarray, config: RunConfig, about: dict) -> Path:
+    """Write `per_image.csv`, `curves.csv` (precision-recall and ROC) and, last, `summary.json`."""
+    places = ["name", "group", "organ", "height", "width"]
+    _write_csv(out / "per_image.csv", pd.DataFrame(rows)[[*places, *COLUMNS]])
+    _write_csv(out / "curves.csv", curves(histogram))
+    means, defined = mean(rows)
+    pooled = pool(rows, histogram)
+    settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "threshold", "precision")}
+    summary = {
+        "pooled": {key: _finite(pooled[key]) for key in METRICS},
+        "mean": {key: _finite(means[key]) for key in METRICS},
+        "defined": defined,
+        "n": len(rows),
+        "settings": settings,
+    }
+    write_json(out / "summary.json", json.loads(json.dumps(summary | about)))
+    return out
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,67 @@
+"""Errors that help, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what, and how to mend it.
+
+    The command line prints it and exits with code 2.
+    """
+
+    def __init__(self, what: str, *, path=None, expected=None, found=None, mend=None):
+        rows = [("file", path), ("expected", expected), ("found", found), ("mend", mend)]
+        super().__init__("\n".join([what, *(f"  {key}: {value}" for key, value in rows if value is not None)]))
+
+
+@contextmanager
+def atomic(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` on success, remove it on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> dict:
+    """The object in a JSON file. Raises InputError where it is missing or malformed."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("a file is missing", path=path) from None
+    except ValueError as error:
+        raise InputError("not valid JSON", path=path, found=str(error)) from None
+
+
+def sha256_file(path: Path | str) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_array(array: np.ndarray) -> str:
+    """Hash of an array's shape, type and values."""
+    digest = hashlib.sha256(f"{array.shape}{array.dtype}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,225 @@
+"""Trained weights on any image: a probability, a mask, nuclei, and files that other programs open."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from skimage.measure import regionprops_table
+from skimage.segmentation import find_boundaries
+from torch import nn
+
+from csamnet.config import RunConfig
+from csamnet.evaluate import build_model, pick_device, predictor
+from csamnet.files import InputError, atomic, write_text
+from csamnet.images import _to_display, read_image, write_image
+from csamnet.instances import instances_from_probability, outlines
+from csamnet.model import CSAMNet, load_strictly, load_weights
+from csamnet.paths import ROOT
+
+WEIGHTS = ROOT / "weights"
+OUTLINE = (255, 221, 0)
+"""Colour of outlines: yellow, which neither haematoxylin nor eosin comes near."""
+FILES = ("mask.png", "probability.tif", "overlay.png", "nuclei.csv", "nuclei.geojson")
+"""What is written for an image, each name after the image's stem and an underscore."""
+
+
+class Prediction(NamedTuple):
+    probability: np.ndarray  # (H, W) float32 of foreground
+    mask: np.ndarray  # (H, W) bool, probability >= threshold
+    labels: np.ndarray  # (H, W) int32 nuclei, by `instances_from_probability`
+
+
+def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
+    """A trained network in inference mode, with the settings it was trained by as its `config`.
+
+    Takes a .safetensors file of ours or with the released key names, a run folder, or the name of weights in
+    `weights/`. Raises InputError where there are none, where they do not fit, and for any other kind of file:
+    nothing is ever unpickled.
+    """
+    place, path = pick_device(device), find_weights(name_or_path)
+    state = load_weights(path)
+    with safe_open(path, "pt") as stored:
+        about = (stored.metadata() or {}).get("config")
+    if about is None:
+        model, config = CSAMNet.from_released(path), RunConfig()
+    else:
+        config = _read_config(about, path)
+        model = build_model(config)
+        load_strictly(model, state, path)
+    model.config = config
+    return model.to(place, memory_format=torch.channels_last).eval()
+
+
+def find_weights(name_or_path: Path | str) -> Path:
+    """The file that `load` reads. A bare name is looked up in `weights/` first."""
+    path, shipped = Path(name_or_path), {file.stem: file for file in sorted(WEIGHTS.glob("*.safetensors"))}
+    if path.name in shipped and path == Path(path.name):
+        return shipped[path.name]
+    if path.is_dir():
+        return path / "weights.safetensors"
+    if path.exists() or path.suffix or path.name != str(name_or_path):
+        return path
+    near = difflib.get_close_matches(path.name, shipped, n=1, cutoff=0.4)
+    raise InputError(
+        "no weights of this name",
+        expected=" | ".join(shipped) or f"a path: there are none in {WEIGHTS}",
+        found=repr(path.name),
+        mend=f"did you mean {near[0]!r}?" if near else "give a .safetensors file or a run folder",
+    )
+
+
+def _read_config(text: str, path: Path) -> RunConfig:
+    try:
+        return RunConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            "the settings stored with the weights are not ours", path=path, found=error
+        ) from None
+
+
+def predict(model: nn.Module, image: np.ndarray, *, min_area: int = 30, **settings) -> Prediction:
+    """Foreground of an image, by sliding window with the settings that the network was trained by.
+
+    `image` is (H, W) or (H, W, 1, 3 or 4), integers or floats: see `as_rgb`. `settings` replace the stored
+    `threshold`, `tile`, `overlap`, `tta`, `batch` or `precision`, None leaving one as it is. InputError where
+    a value is impossible. Nuclei below `min_area` pixels are dropped from `labels`, not from `mask`.
+    """
+    changes = {key: value for key, value in settings.items() if value is not None}
+    config = replace(getattr(model, "config", RunConfig()), **changes)
+    probability = predictor(model, config)(as_rgb(image))
+    labels = instances_from_probability(probability, threshold=config.threshold, min_area=min_area)
+    return Prediction(probability, probability >= config.threshold, labels)
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Any picture as (H, W, 3) uint8: grey repeated, alpha dropped, values scaled as `read_image` does.
+
+    Raises InputError for another shape or type, and for NaN and infinity.
+    """
+    values = np.asarray(image)
+    shape = values.shape if values.ndim == 3 else (*values.shape, 1)
+    if len(shape) != 3 or shape[2] not in (1, 3, 4) or not values.size or values.dtype.kind not in "buif":
+        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of integers or floats"
+        raise InputError("not a picture", expected=expected, found=f"{values.shape} {values.dtype}")
+    if not np.isfinite(values).all():
+        raise InputError("an image holds NaN or infinity", expected="finite values")
+    return np.broadcast_to(_to_display(values.reshape(shape)[..., :3]), (*shape[:2], 3)).copy()
+
+
+def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
+    """One row a nucleus: label, x, y, area_px, area_um2, eccentricity, mean_probability.
+
+    x and y, its centroid, are in pixels from the image's top left corner. `mpp` is the image's micrometres a
+    pixel; area_um2 is NaN where it is not known. Eccentricity is 0 for a disc and nears 1 for a line.
+    """
+    if mpp is not None and not 0 < mpp < np.inf:
+        raise InputError("impossible pixel size", expected="micrometres a pixel, above 0", found=mpp)
+    names = {"label": "label", "centroid-1": "x", "centroid-0": "y", "area": "area_px",
+             "eccentricity": "eccentricity", "intensity_mean": "mean_probability"}  # fmt: skip
+    properties = ("label", "centroid", "area", "eccentricity", "intensity_mean")
+    found = regionprops_table(prediction.labels, prediction.probability, properties=properties)
+    table = pd.DataFrame({name: found[key] for key, name in names.items()}).astype({"area_px": int})
+    table[["x", "y"]] += 0.5
+    table.insert(4, "area_um2", table["area_px"] * (np.nan if mpp is None else mpp**2))
+    return table
+
+
+def geojson(prediction: Prediction, table: pd.DataFrame, name: str) -> dict:
+    """Outlines as a GeoJSON FeatureCollection of QuPath detections, in the image's pixels.
+
+    `table` is that of `nuclei`, for the measurements; `name`, the image's, keeps the ids of images apart.
+    """
+    measured = table.dropna(axis=1).set_index("label").round(4).to_dict("index")
+    features = [
+        {
+            "type": "Feature",
+            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"csamnet/{name}/{label}")),
+            "geometry": {"type": "Polygon", "coordinates": [polygon.tolist()]},
+            "properties": {
+                "objectType": "detection",
+                "classification": {"name": "Nucleus", "color": list(OUTLINE)},
+                "measurements": measured[label],
+            },
+        }
+        for label, polygon in outlines(prediction.labels)
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The picture as (H, W, 3) uint8 with the edge pixels of each nucleus coloured."""
+    return np.where(find_boundaries(labels, mode="inner")[..., None], np.uint8(OUTLINE), as_rgb(image))
+
+
+def write_prediction(
+    prediction: Prediction, image: np.ndarray, stem: str, out: Path | str, *, mpp: float | None = None
+) -> pd.DataFrame:
+    """Write `out/<stem>_*` (see FILES), each whole or not at all; returns the table of nuclei."""
+    mask, probability, drawn, rows, shapes = (Path(out) / f"{stem}_{end}" for end in FILES)
+    table = nuclei(prediction, mpp)
+    write_image(mask, prediction.mask)
+    write_image(probability, prediction.probability)
+    write_image(drawn, overlay(image, prediction.labels))
+    with atomic(rows) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    collection = geojson(prediction, table, stem)
+    write_text(shapes, json.dumps(collection, separators=(",", ":"), allow_nan=False) + "\n")
+    return table
+
+
+def stems(paths: Sequence[Path | str]) -> list[str]:
+    """A name for each path, its stem; one that comes again (in whatever case) gets -2, -3, ..."""
+    wanted = [Path(path).stem for path in paths]
+    taken, seen, names = {stem.casefold() for stem in wanted}, set(), []
+    for stem in wanted:
+        name, n = stem, 1
+        while stem.casefold() in seen and name.casefold() in taken:
+            n += 1
+            name = f"{stem}-{n}"
+        seen.add(stem.casefold())
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def predict_files(
+    model: nn.Module,
+    paths: Sequence[Path | str],
+    out: Path | str,
+    *,
+    mpp: float | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+    **settings,
+) -> pd.DataFrame:
+    """Predict image files and write `out/<stem>_*` for each, and `out/counts.csv`, which is returned.
+
+    counts.csv has a row an image: image, name, nuclei, area_px and area_um2 of all nuclei, coverage (the part
+    of the image that is mask). Raises InputError where an image cannot be read or would be written over.
+    """
+    inputs, names, rows = {Path(path).resolve() for path in paths}, stems(paths), []
+    for target in (Path(out) / f"{name}_{end}" for name in names for end in FILES):
+        if target.resolve() in inputs:
+            raise InputError("an image would be written over", path=target, mend="choose another --out")
+    for done, (path, name) in enumerate(zip(paths, names, strict=True), 1):
+        image = read_image(path)
+        prediction = predict(model, image, **settings)
+        table = write_prediction(prediction, image, name, out, mpp=mpp)
+        row = {"image": str(path), "name": name, "nuclei": len(table), "area_px": table["area_px"].sum()}
+        row["area_um2"] = np.nan if mpp is None else table["area_um2"].sum()
+        rows.append(row | {"coverage": prediction.mask.mean()})
+        if on_image:
+            on_image(done, len(names))
+    counts = pd.DataFrame(rows)
+    with atomic(Path(out) / "counts.csv") as temporary:
+        counts.to_csv(temporary, index=False, float_format="%.6g")
+    return counts

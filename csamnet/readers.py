@@ -1,0 +1,251 @@
+"""From the files of a release, or of a tree laid out by hand, to records: image, mask, instances, group."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import ParseError
+
+import numpy as np
+from defusedxml import ElementTree
+from skimage.draw import polygon
+
+from csamnet.datasets import Dataset
+from csamnet.files import InputError, read_json
+from csamnet.images import IMAGE_SUFFIXES, read_image, read_labels, read_mask
+from csamnet.samples import ORGANS as SAMPLE_ORGANS
+
+SPLITS = ("train", "val", "test")
+_HIDDEN = (".", "__MACOSX")
+
+
+class Pixels(NamedTuple):
+    """What a record holds once it is read."""
+
+    image: np.ndarray  # (H, W, 3) uint8
+    mask: np.ndarray  # (H, W) bool
+    labels: np.ndarray | None  # (H, W) int32, 0 background; None where only the mask is known
+    notes: list[str]  # what was passed over
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a data set. Its pixels are read by `load`, each time anew."""
+
+    name: str
+    split: str | None  # None: the release does not say
+    group: str  # what must not be in two splits: the patient, the slide
+    organ: str
+    files: dict[str, Path]  # image, and mask, inst or annotation
+    reader: Callable[..., Pixels]  # called with `files`
+
+    def load(self) -> Pixels:
+        """Raises InputError for files that cannot be read and planes that differ in size."""
+        pixels = self.reader(**self.files)
+        for kind, plane in (("inst", pixels.labels), ("mask", pixels.mask)):
+            if plane is not None and plane.shape != pixels.image.shape[:2]:
+                what, found = f"image and {kind} differ in size", "{} x {}".format(*plane.shape)
+                expected = "{} x {} as in {}".format(*pixels.image.shape[:2], self.files["image"])
+                path = self.files.get(kind) or [*self.files.values()][-1]
+                raise InputError(what, path=path, expected=expected, found=found)
+        return pixels
+
+
+@dataclass
+class Release:
+    """The records of a release in order of name, with what is wrong and what is worth a note."""
+
+    records: list[Record] = field(default_factory=list)
+    problems: list[InputError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sample: bool = False  # a look-alike, as its files or the tree made from them say
+
+    def add(self, dataset: Dataset, name: str, split: str | None, found: dict, reader: Callable) -> None:
+        """A record of the files called `name` in `found` (kind -> stem -> paths): an image with any other."""
+        files = {kind: paths[name] for kind, paths in found.items() if paths.get(name)}
+        if any(len(paths) > 1 for paths in files.values()):
+            listed = ", ".join(str(path) for paths in files.values() for path in paths)
+            self.problems.append(InputError(f"the name {name} is there twice", found=listed, mend="keep one"))
+        elif "image" not in files or len(files) == 1:
+            partner = " or ".join(kind for kind in found if kind not in files)
+            path, what = next(iter(files.values()))[0], "a file without its partner"
+            self.problems.append(InputError(what, path=path, expected=f"{partner} {name}.*", found="nothing"))
+        else:
+            files = {kind: paths[0] for kind, paths in files.items()}
+            sample = name.startswith("SAMPLE-")
+            organ = SAMPLE_ORGANS.get(name.split("-")[1]) if sample else dataset.organ_of(name)
+            self.sample |= sample
+            self.records.append(
+                Record(name, split, dataset.group_of(name), organ or "unknown", files, reader)
+            )
+
+
+def read_release(dataset: Dataset, folders: list[Path]) -> Release:
+    """The records of a tree {train,val,test}/{img,mask,inst}, or else of the data set's own release."""
+    tree = next((inner for folder in folders if is_tree(inner := innermost(folder))), None)
+    release = read_tree(dataset, tree) if tree else READERS[dataset.reader](dataset, folders)
+    for folder in folders:
+        inner = innermost(folder)
+        card = inner / "dataset.json"
+        marked = any((place / "SAMPLE.json").is_file() for place in (folder.parent, folder, inner))
+        release.sample |= marked or (card.is_file() and read_json(card).get("kind") == "sample")
+    return release
+
+
+def is_tree(folder: Path) -> bool:
+    return any((folder / split / "img").is_dir() for split in SPLITS)
+
+
+def innermost(folder: Path) -> Path:
+    """Down through folders that hold one folder only, as zips often do, but not into a tree."""
+    inner = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(_HIDDEN)]
+    return folder if is_tree(folder) or len(inner) != 1 else innermost(inner[0])
+
+
+def unpack(source: Path, scratch: Path) -> list[Path]:
+    """The folders behind `source`, a folder or a zip: zips in it are unpacked below `scratch`.
+
+    A zip is passed over where a folder of its name lies beside it. Raises InputError for a broken zip and for
+    one with entries that would land outside its folder.
+    """
+    if source.is_dir():
+        archives = [path for path in sorted(source.glob("*.zip")) if not path.with_suffix("").is_dir()]
+    elif source.is_file() and source.suffix.lower() == ".zip":
+        archives = [source]
+    else:
+        raise InputError("no release there", path=source, expected="a folder or a zip")
+    for archive in archives:
+        _unzip(archive, scratch / archive.stem)
+    return [source] * source.is_dir() + [scratch / archive.stem for archive in archives]
+
+
+def _unzip(archive: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            for name in packed.namelist():
+                if "\\" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+                    raise InputError("a zip would write outside its folder", path=archive, found=name)
+            packed.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        mend = "download it again"
+        raise InputError("a zip cannot be unpacked", path=archive, found=error, mend=mend) from error
+
+
+def by_stem(folder: Path, *suffixes: str) -> dict[str, list[Path]]:
+    """Files with one of the suffixes anywhere below a folder, by stem; hidden ones are passed over."""
+    found = defaultdict(list)
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(_HIDDEN) for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in suffixes and path.is_file() and not hidden:
+            found[path.stem].append(path)
+    return found
+
+
+def read_tree(dataset: Dataset, folder: Path) -> Release:
+    """{train,val,test}/{img,mask,inst}, paired by stem, any image suffix; mask or inst may be absent."""
+    release = Release()
+    for split in SPLITS:
+        kinds = {"image": "img", "mask": "mask", "inst": "inst"}
+        found = {kind: by_stem(folder / split / kinds[kind], *IMAGE_SUFFIXES) for kind in kinds}
+        for name in sorted(set().union(*found.values())):
+            release.add(dataset, name, split, found, _load_tree)
+    return release
+
+
+def _load_tree(image: Path, mask: Path | None = None, inst: Path | None = None) -> Pixels:
+    labels = read_labels(inst) if inst else None
+    return Pixels(read_image(image), read_mask(mask) if mask else labels > 0, labels, [])
+
+
+def read_monuseg(dataset: Dataset, folders: list[Path]) -> Release:
+    """TIFF and Aperio XML paired by stem, in whatever folders.
+
+    A known patient has the challenge's split, any other the one that a folder's name tells. Where there are
+    known patients, others are left out: the archive now served holds 7 training images beyond the 30.
+    """
+    release, images, outlines = Release(), defaultdict(list), defaultdict(list)
+    for folder in folders:
+        for found, suffixes in ((images, (".tif", ".tiff")), (outlines, (".xml",))):
+            for stem, paths in by_stem(folder, *suffixes).items():
+                found[stem] += paths
+    if not images or not outlines:
+        inside = ", ".join(sorted(path.name for path in folders[0].iterdir())[:6]) or "nothing"
+        raise InputError(
+            f"{dataset.name} is not here",
+            path=folders[0],
+            expected="TIFF and XML of the same names in any folders, or {train,val,test}/{img,mask}/*.png",
+            found=f"{len(images)} TIFF, {len(outlines)} XML among {inside}",
+            mend=dataset.how_to_get,
+        )
+    splits = {group: split for split, groups in dataset.release.items() for group in groups}
+    known = {dataset.group_of(stem) for stem in images} & set(splits)
+    for name in sorted(set(images) | set(outlines)):
+        split = splits.get(dataset.group_of(name))
+        if known and split is None:
+            release.notes.append(f"left out, since not of the challenge: {name}")
+        else:
+            split = split or _split_by_folder((images[name] + outlines[name])[0], folders)
+            release.add(dataset, name, split, {"image": images, "annotation": outlines}, _load_monuseg)
+    if known and (absent := sorted(set(splits) - known)):
+        what = f"{len(absent)} of the release's {len(splits)} images are missing"
+        release.problems.append(InputError(what, path=folders[0], found=f"no {', '.join(absent)}"))
+    return release
+
+
+def _split_by_folder(path: Path, folders: list[Path]) -> str | None:
+    """train or test: what the innermost folder says whose name holds one of the two."""
+    top = next(folder for folder in folders if path.is_relative_to(folder))
+    parts = reversed(path.parent.relative_to(top.parent).parts)
+    return next((split for part in parts for split in ("train", "test") if split in part.lower()), None)
+
+
+def _load_monuseg(image: Path, annotation: Path) -> Pixels:
+    pixels = read_image(image)
+    labels, notes = rasterise(read_outlines(annotation), pixels.shape[:2])
+    return Pixels(pixels, labels > 0, labels, [f"{annotation.name}: {note}" for note in notes])
+
+
+def read_outlines(path: Path) -> list[np.ndarray]:
+    """The regions of an Aperio XML in order of the file, each (n, 2): x and y in pixels of level 0.
+
+    Raises InputError for malformed XML, entities (they may grow without bound), and vertices without numbers.
+    """
+    expected = "Aperio XML: Annotations / Annotation / Regions / Region / Vertices / Vertex with X and Y"
+    try:
+        root = ElementTree.parse(path).getroot()
+        regions = [
+            np.array([(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")])
+            for region in root.iter("Region")
+        ]
+    except (ParseError, ValueError, TypeError) as error:  # defusedxml's errors are ValueErrors
+        raise InputError("an annotation cannot be read", path=path, expected=expected, found=error) from error
+    if root.tag != "Annotations" or not regions:
+        found = f"<{root.tag}> with {len(regions)} regions"
+        raise InputError("an annotation without outlines", path=path, expected=expected, found=found)
+    return regions
+
+
+def rasterise(outlines: list[np.ndarray], shape: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    """Outlines (x, y) as labels 1, 2, ... of the given shape (int32), with a note for each one left out.
+
+    A pixel belongs to an outline if its centre, at whole coordinates, is inside or on it. Later outlines win.
+    """
+    labels, notes = np.zeros(shape, np.int32), []
+    for number, points in enumerate(outlines, 1):
+        if len(points) < 3 or not np.isfinite(points).all():
+            notes.append(f"region {number} left out: {len(points)} points, finite ones needed, 3 at least")
+            continue
+        rows, columns = polygon(points[:, 1], points[:, 0], shape)
+        labels[rows, columns] = number
+        if not len(rows):
+            notes.append(f"region {number} left out: no pixel of the image lies inside")
+    return labels, notes
+
+
+READERS = {"monuseg": read_monuseg}
+"""Data set's `reader` -> function of its entry in the table and the folders of its release."""

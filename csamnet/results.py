@@ -1,0 +1,155 @@
+"""Run folders: where a number comes from, and whether it still stands.
+
+Importing this file does not import torch, so that the workflow can ask what is stale at no cost.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from csamnet.config import MODELS, RunConfig, make_config
+from csamnet.files import InputError, read_json
+from csamnet.paths import RESULTS
+
+CODE = {
+    "train": ("images", "losses", "model", "data", "metrics", "evaluate", "train"),
+    "evaluate": ("images", "model", "data", "instances", "metrics", "evaluate"),
+}
+"""The files whose change makes a training, or an evaluation, stale."""
+
+LIBRARIES = ("torch", "lightning-fabric", "numpy", "scipy", "scikit-image", "safetensors")
+
+
+def run_folder(config: RunConfig, results: Path | str = RESULTS) -> Path:
+    return Path(results) / config.dataset / config.name
+
+
+def code_sha256(step: str) -> str:
+    """Hash of the code that `step` runs; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for name in CODE[step]:
+        tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+        digest.update(ast.unparse(_without_docstrings(tree)).encode())
+    return digest.hexdigest()
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """The tree less every expression that is a bare string."""
+    for node in ast.walk(tree):
+        if isinstance(getattr(node, "body", None), list):
+            kept = [s for s in node.body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            node.body = kept or [ast.Pass()]
+    return tree
+
+
+def fingerprint(config: RunConfig, manifest_sha256: str = "", step: str = "train") -> str:
+    """One hash of configuration, data and code: a run is stale when, and only when, it has changed."""
+    network = MODELS[config.model]
+    parts = {"config": config.to_dict(), "network": network, "data": manifest_sha256, "code": code_sha256(step)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def data_card(root: Path | str, dataset: str) -> dict:
+    """What a run keeps of its data set: name, kind (real or sample), manifest hash and counts."""
+    card = read_json(Path(root) / dataset / "dataset.json")
+    return {key: card[key] for key in ("name", "kind", "manifest_sha256", "counts")}
+
+
+def read_run(folder: Path | str) -> dict:
+    """A run's `run.json`. Raises InputError where the folder is no run."""
+    path = Path(folder) / "run.json"
+    if not path.exists():
+        raise InputError("this is no run folder", path=folder, expected="a folder with run.json", mend="csamnet train")
+    return read_json(path)
+
+
+def is_done(folder: Path | str, fresh: str) -> bool:
+    """Whether the run in `folder` has ended and still has the fingerprint `fresh`."""
+    path = Path(folder) / "run.json"
+    if not path.exists() or not (Path(folder) / "weights.safetensors").exists():
+        return False
+    run = read_json(path)
+    return run["status"] == "done" and run["fingerprint"] == fresh
+
+
+def find_runs(results: Path | str = RESULTS, **wanted) -> list[Path]:
+    """Folders of finished runs, sorted, whose configuration has the values `wanted`: dataset="MoNuSeg", ..."""
+    folders = []
+    for path in sorted(Path(results).glob("*/*/run.json")):
+        run = read_json(path)
+        if run["status"] == "done" and all(run["config"].get(key) == value for key, value in wanted.items()):
+            folders.append(path.parent)
+    return folders
+
+
+def read_config(folder: Path | str) -> RunConfig:
+    return make_config(**read_run(folder)["config"])
+
+
+def read_summary(folder: Path | str, split: str = "test") -> dict | None:
+    """`summary.json` of an evaluation, or None where there is none."""
+    path = Path(folder) / split / "summary.json"
+    return read_json(path) if path.exists() else None
+
+
+def over_seeds(folders: list[Path], split: str = "test", view: str = "pooled") -> pd.DataFrame:
+    """Mean, sd (one less than n below the line) and n over runs, a row a measure; `view` is pooled or mean."""
+    rows = [summary[view] for folder in folders if (summary := read_summary(folder, split))]
+    return pd.DataFrame(rows).astype(float).agg(["mean", "std", "count"]).T
+
+
+def libraries() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES if _installed(name)}
+    return {"python": platform.python_version(), **found}
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def hardware(device) -> dict:
+    """Device name and count, processor, cores."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "processor": _processor(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def peak_memory_mb(device) -> float:
+    """Largest memory so far: of the tensors on a GPU, of the process elsewhere, in MiB."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform.startswith("linux") else 2**20)

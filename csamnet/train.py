@@ -1,0 +1,285 @@
+"""Training: one loop, to be read from top to bottom.
+
+Everything random in step `s` on process `r` follows from (seed, s, r) alone, so a run that was killed goes on from
+its last checkpoint and ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+from torch.optim.swa_utils import update_bn
+
+from csamnet.config import RunConfig
+from csamnet.data import Atlas, load_split
+from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
+from csamnet.files import InputError, atomic, write_json
+from csamnet.losses import segmentation_loss
+from csamnet.model import save_weights
+from csamnet.results import (
+    RESULTS,
+    code_sha256,
+    data_card,
+    fingerprint,
+    hardware,
+    is_done,
+    libraries,
+    peak_memory_mb,
+    run_folder,
+)
+
+FABRIC_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
+
+
+def train(
+    config: RunConfig,
+    root: Path | str,
+    *,
+    results: Path | str = RESULTS,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    on_step: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[dict], None] | None = None,
+) -> Path:
+    """Train a network on `<root>/<dataset>` and return its run folder.
+
+    A finished run with the same fingerprint is returned as it is; an unfinished one goes on. `on_step(done, all)`
+    and `on_epoch(row of history.csv)` report progress. Raises InputError where a loss is not finite.
+    """
+    card, folder = data_card(root, config.dataset), run_folder(config, results)
+    fresh = fingerprint(config, card["manifest_sha256"])
+    if is_done(folder, fresh):
+        return folder
+    fabric = launch(config, device, devices, nodes)
+    if config.batch % fabric.world_size or config.batch // fabric.world_size < 2:
+        raise InputError("the batch cannot be shared", expected=f"at least 2 crops for each of {fabric.world_size} processes",
+                         found=f"a batch of {config.batch}")  # fmt: skip
+    atlas = Atlas(load_split(root, config.dataset, "train"), fabric.device, cache=folder)
+    held_out = load_split(root, config.dataset, "val")[fabric.global_rank :: fabric.world_size]
+
+    torch.manual_seed(config.seed)
+    network = build_model(config).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.lr)
+    model, optimizer = fabric.setup(torch.compile(network) if config.compile else network, optimizer)
+    ema = copy.deepcopy(network).requires_grad_(False)
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", fresh, network, ema, optimizer)
+    history = checkpoint.load()
+    if fabric.is_global_zero:
+        write_run(folder, config, card, fresh, fabric, history, network, status="training")
+
+    for epoch in range(len(history), config.epochs):
+        started, losses = time.perf_counter(), torch.zeros(3, device=fabric.device)
+        for step in range(epoch * config.steps_per_epoch, (epoch + 1) * config.steps_per_epoch):
+            generator = seed_step(config.seed, step, fabric)
+            images, target = atlas.crops(config, config.batch // fabric.world_size, generator)
+            drop_rate = network.advance(step / config.steps)
+            lr = set_learning_rate(optimizer, config, step)
+
+            logits = model(images.contiguous(memory_format=torch.channels_last))
+            loss, *parts = segmentation_loss(logits, target, config.dice)
+            fabric.backward(loss)
+            fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+            update_average(ema, network, min(config.ema, (1 + step) / (10 + step)))
+
+            losses += torch.stack([loss.detach(), *parts])
+            if on_step and fabric.is_global_zero:
+                on_step(step + 1, config.steps)
+
+        losses = fabric.all_reduce(losses / config.steps_per_epoch, reduce_op="mean").tolist()
+        stop_on_nan(losses, network, epoch, config, folder)
+        trained = time.perf_counter() - started
+        recalibrate(ema, atlas, config)
+        scores = score(fabric, ema, held_out, config)
+        row = {"epoch": epoch + 1, "step": step + 1, "lr": lr, "drop_rate": drop_rate}
+        row |= dict(zip(("loss", "loss_ce", "loss_dice"), losses, strict=True)) | scores
+        row |= {"seconds": time.perf_counter() - started, "images_per_s": config.batch * config.steps_per_epoch / trained}
+        history.append(row)
+        if fabric.is_global_zero:
+            checkpoint.save(history)
+            write_history(folder, history)
+            if on_epoch:
+                on_epoch(row)
+
+    if fabric.is_global_zero:
+        save_weights(checkpoint.best, folder / "weights.safetensors", config=json.dumps(config.to_dict()))
+        write_run(folder, config, card, fresh, fabric, history, network, status="done")
+        checkpoint.path.unlink(missing_ok=True)
+    fabric.barrier()
+    return folder
+
+
+def launch(config: RunConfig, device: str, devices: int, nodes: int) -> Fabric:
+    """Start the processes and return the handle on them; under `fabric run` or torchrun they are there already."""
+    kind = pick_device(device)
+    precision = pick_precision(config.precision, kind)
+    if kind.type == "cpu" and precision == "fp16":
+        raise InputError("fp16 cannot be trained on a CPU", expected="auto | bf16 | fp32", mend="--precision auto")
+    most = torch.cuda.device_count() if kind.type == "cuda" else os.cpu_count()
+    if not 1 <= devices <= most or nodes < 1:
+        raise InputError("there are not so many devices", expected=f"1 to {most} on each of 1 node or more",
+                         found=f"{devices} on each of {nodes}")  # fmt: skip
+    fabric = Fabric(
+        accelerator=kind.type, devices=devices, num_nodes=nodes, precision=FABRIC_PRECISION[precision]
+    )
+    fabric.launch()
+    return fabric
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
+    """Weights decay; biases, norms and the scalars a channel do not."""
+    decay = [p for p in network.parameters() if p.squeeze().ndim > 1]
+    rest = [p for p in network.parameters() if p.squeeze().ndim <= 1]
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def seed_step(seed: int, step: int, fabric: Fabric) -> torch.Generator:
+    """Seed DropBlock (torch's own generator) for this step and process; return the generator of the crops."""
+    own, crops = np.random.SeedSequence([seed, step, fabric.global_rank]).generate_state(2, np.uint32).tolist()
+    torch.manual_seed(own)
+    return torch.Generator(fabric.device).manual_seed(crops)
+
+
+def set_learning_rate(optimizer, config: RunConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    warm = max(1, round(config.warmup * config.steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
+    lr = config.lr * ((step + 1) / warm if step < warm else cosine)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+@torch.no_grad()
+def update_average(ema: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the averaged weights a step towards the network's; `recalibrate` sees to the batch norms."""
+    torch._foreach_lerp_([*ema.parameters()], [*network.parameters()], 1 - decay)
+
+
+def recalibrate(ema: nn.Module, atlas: Atlas, config: RunConfig, batches: int = 12) -> None:
+    """Measure the batch-norm statistics that belong to the averaged weights, on crops of the training images.
+
+    They are not averaged along: the released head moves its own by 3e-4 a step, which thousands of steps would
+    not bring to their place.
+    """
+    generator = torch.Generator(atlas.device).manual_seed(config.seed)
+    crops = [atlas.crops(config, config.batch, generator)[0] for _ in range(batches)]
+    with autocast(config.precision, atlas.device):
+        update_bn([x.contiguous(memory_format=torch.channels_last) for x in crops], ema)
+
+
+def stop_on_nan(losses: list[float], network: nn.Module, epoch: int, config: RunConfig, folder: Path) -> None:
+    if math.isfinite(sum(losses)) and parameters_to_vector(network.parameters()).isfinite().all():
+        return
+    raise InputError(
+        "the loss or a weight is no longer a number; training stopped",
+        path=folder,
+        found=f"loss {losses[0]} in epoch {epoch + 1} (steps {epoch * config.steps_per_epoch + 1} and on)",
+        mend=f"lower the learning rate (now {config.lr}) or use --precision fp32; the last checkpoint is from epoch {epoch}",
+    )
+
+
+def score(fabric: Fabric, ema: nn.Module, samples: list, config: RunConfig) -> dict[str, float]:
+    """Validation scores of the averaged weights; every process takes its share of the images."""
+    counts, histogram = validate(ema, samples, config)
+    if fabric.world_size > 1:
+        counts, histogram = (
+            fabric.all_reduce(torch.from_numpy(x).to(fabric.device), reduce_op="sum").cpu().numpy()
+            for x in (counts, histogram)
+        )
+    return validation_scores(counts, histogram)
+
+
+# ----------------------------------------------------------------------------------------------- files
+
+
+class Checkpoint:
+    """The state of a run in one safetensors file, replaced as a whole: weights, averages, best so far, optimiser."""
+
+    def __init__(self, path: Path, fingerprint: str, network: nn.Module, ema: nn.Module, optimizer):
+        self.path, self.fingerprint = path, fingerprint
+        self.network, self.ema, self.optimizer = network, ema, optimizer
+        self.best: dict[str, Tensor] = {}
+
+    def save(self, history: list[dict]) -> None:
+        if len(history) == best_epoch(history):
+            self.best = {key: value.clone() for key, value in self.ema.state_dict().items()}
+        parts = {"network": self.network.state_dict(), "ema": self.ema.state_dict(), "best": self.best}
+        states = self.optimizer.state_dict()["state"]
+        parts |= {f"optimizer.{i}": state for i, state in states.items()}
+        tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+        save_weights(tensors, self.path, fingerprint=self.fingerprint, history=json.dumps(history))
+
+    def load(self) -> list[dict]:
+        """Take up the saved state and return its history; empty where there is none of this fingerprint."""
+        if not self.path.exists():
+            return []
+        with safe_open(self.path, "pt") as stream:
+            about = stream.metadata()
+        if about["fingerprint"] != self.fingerprint:
+            return []
+        tensors = load_file(self.path)
+        self.network.load_state_dict(_part(tensors, "network."))
+        self.ema.load_state_dict(_part(tensors, "ema."))
+        self.best = _part(tensors, "best.")
+        groups = self.optimizer.state_dict()["param_groups"]
+        count = sum(len(group["params"]) for group in groups)
+        state = {i: found for i in range(count) if (found := _part(tensors, f"optimizer.{i}."))}
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return json.loads(about["history"])
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def best_epoch(history: list[dict]) -> int:
+    """The first epoch, counted from 1, with the highest validation mIoU; one where it is undefined comes last."""
+    return 1 + int(np.argmax(np.nan_to_num([row["val_miou"] for row in history], nan=-1)))
+
+
+def write_history(folder: Path, history: list[dict]) -> None:
+    with atomic(folder / "history.csv") as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
+
+
+def write_run(folder: Path, config: RunConfig, card: dict, fresh: str, fabric: Fabric, history: list[dict],
+              network: nn.Module, *, status: str) -> None:  # fmt: skip
+    """`run.json`: everything that says where the run's numbers come from."""
+    about = {
+        "status": status,
+        "config": config.to_dict(),
+        "data": card,
+        "fingerprint": fresh,
+        "code_sha256": code_sha256("train"),
+        "libraries": libraries(),
+        "hardware": hardware(fabric.device) | {"processes": fabric.world_size},
+        "precision": pick_precision(config.precision, fabric.device),
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    if history:
+        best = best_epoch(history)
+        about |= {
+            "wall_s": round(sum(row["seconds"] for row in history), 1),
+            "images_per_s": round(float(np.median([row["images_per_s"] for row in history])), 2),
+            "peak_memory_mb": round(peak_memory_mb(fabric.device), 1),
+            "best_epoch": best,
+            "best_val_miou": history[best - 1]["val_miou"],
+        }
+    write_json(folder / "run.json", about)

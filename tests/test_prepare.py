@@ -1,0 +1,311 @@
+"""Prepared trees: whole or absent, the same every time, and no patient or pixels in two splits."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csamnet import prepare as module
+from csamnet.datasets import DATASETS
+from csamnet.files import InputError, read_json, sha256_array, sha256_file
+from csamnet.images import read_image, read_labels, read_mask, write_image
+from csamnet.prepare import COLUMNS, hold_out, prepare, read_manifest, verify
+from csamnet.readers import Record
+from csamnet.samples import make_sample
+
+NAMES = {"train": ["a", "b", "c", "d", "e"], "val": ["f"], "test": ["g", "h"]}
+
+
+def lay(folder: Path, names=None, *, kind: str = "inst") -> Path:
+    """A tree by hand: images of 8 x 9 pixels that all differ, two objects each."""
+    for split, stems in (names or NAMES).items():
+        for stem in stems:
+            image = np.random.default_rng(list(f"{stem}".encode())).integers(
+                0, 255, (8, 9, 3), dtype=np.uint8
+            )
+            labels = np.zeros((8, 9), np.uint16)
+            labels[1:3, 1:4], labels[5:7, 5:9] = 3, 7
+            write_image(folder / split / "img" / f"{stem}.png", image)
+            write_image(folder / split / kind / f"{stem}.png", labels if kind == "inst" else labels > 0)
+    return folder
+
+
+def state(folder: Path) -> dict[str, tuple[str, int]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (sha256_file(path), path.stat().st_mtime_ns) for path in files}
+
+
+def fails(source: Path, root: Path, **options) -> str:
+    """The message of a preparation that must fail and leave nothing."""
+    before = state(root) if root.exists() else {}
+    with pytest.raises(InputError) as caught:
+        prepare("MoNuSeg", source, root, **options)
+    assert (state(root) if root.exists() else {}) == before
+    return str(caught.value)
+
+
+def test_the_tree_the_manifest_and_the_card(tmp_path):
+    source = lay(tmp_path / "source")
+    before = state(source)
+    folder = prepare("monuseg", source, tmp_path / "root")
+    assert state(source) == before
+    assert folder == tmp_path / "root" / "MoNuSeg"
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["MoNuSeg"]
+    table = read_manifest(folder)
+    assert list(table) == list(COLUMNS)
+    assert table.groupby("split")["name"].apply(list).to_dict() == NAMES
+    row = table.set_index("name").loc["a"]
+    assert (row["image"], row["mask"], row["inst"]) == tuple(
+        f"train/{k}/a.png" for k in ("img", "mask", "inst")
+    )
+    assert (row["height"], row["width"], row["objects"], row["group"]) == (8, 9, 2, "a")
+    assert row["image_sha256"] == sha256_file(folder / row["image"])
+    assert row["mask_sha256"] == sha256_file(folder / row["mask"])
+    assert row["pixels_sha256"] == sha256_array(read_image(source / "train/img/a.png"))
+    original, labels = read_labels(source / "train/inst/a.png"), read_labels(folder / row["inst"])
+    np.testing.assert_array_equal(labels, np.select([original == 3, original == 7], [1, 2]))
+    np.testing.assert_array_equal(read_mask(folder / row["mask"]), original > 0)
+    card = read_json(folder / "dataset.json")
+    assert card["counts"] == {"train": 5, "val": 1, "test": 2}
+    assert card["objects"] == {"train": 10, "val": 2, "test": 4}
+    assert (card["kind"], card["licence"], card["mpp"]) == ("real", "CC BY-NC-SA 4.0", 0.25)
+    assert card["manifest_sha256"] == sha256_file(folder / "manifest.csv")
+    assert card["notes"] == ["validation: as laid out"]
+
+
+def test_masks_alone_count_connected_parts(tmp_path):
+    table = read_manifest(prepare("MoNuSeg", lay(tmp_path / "s", kind="mask"), tmp_path))
+    assert set(table["inst"]) == {""}
+    assert set(table["objects"]) == {2}
+
+
+def test_again_does_nothing_and_progress_sees_each_record(tmp_path):
+    source, seen = lay(tmp_path / "source"), []
+
+    def progress(records):
+        for record in records:
+            seen.append(record.name)
+            yield record
+
+    folder = prepare("MoNuSeg", source, tmp_path, progress=progress)
+    assert sorted(seen) == list("abcdefgh")
+    before = state(folder)
+    assert prepare("MoNuSeg", source, tmp_path, progress=progress) == folder
+    assert state(folder) == before
+    assert len(seen) == 8
+
+
+def test_what_changed_is_made_anew_and_comes_out_the_same(tmp_path):
+    source = lay(tmp_path / "source")
+    folder = prepare("MoNuSeg", source, tmp_path)
+    manifest = sha256_file(folder / "manifest.csv")
+    write_image(folder / "train/img/a.png", np.zeros((8, 9), np.uint8))
+    (folder / "train/mask/b.png").unlink()
+    with pytest.raises(InputError, match="not as they were prepared") as caught:
+        verify(folder)
+    assert "gone: train/mask/b.png; changed: train/img/a.png" in str(caught.value)
+    assert sha256_file(prepare("MoNuSeg", source, tmp_path) / "manifest.csv") == manifest
+    verify(folder)
+    (folder / "manifest.csv").write_text(
+        (folder / "manifest.csv").read_text().replace("e,train,e", "e,train,x")
+    )
+    with pytest.raises(InputError, match=r"changed: manifest\.csv"):
+        verify(folder)
+
+    write_image(source / "train/img/a.png", np.zeros((8, 9), np.uint8))
+    assert sha256_file(prepare("MoNuSeg", source, tmp_path) / "manifest.csv") != manifest
+    assert read_image(folder / "train/img/a.png").max() == 0
+
+
+def test_an_older_tree_stays_until_a_whole_one_replaces_it(tmp_path):
+    source = lay(tmp_path / "source")
+    folder = prepare("MoNuSeg", source, tmp_path / "root")
+    (source / "train/img/a.png").write_bytes(b"broken")
+    assert "cannot be read" in fails(source, tmp_path / "root")
+    verify(folder)
+
+
+def test_stopped_between_the_two_renames(tmp_path):
+    source = lay(tmp_path / "source")
+    folder = prepare("MoNuSeg", source, tmp_path)
+    before = state(folder)
+    folder.rename(tmp_path / ".MoNuSeg.old")
+    (tmp_path / ".MoNuSeg.partial").mkdir()
+    prepare("MoNuSeg", source, tmp_path)
+    assert state(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MoNuSeg", "source"]
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    source = lay(tmp_path / "source", {"train": ["a", "b", "c", "d", "e"], "val": ["f"]})
+    (source / "train/img/a.png").write_bytes(b"")
+    (source / "train/inst/b.png").unlink()
+    (source / "train/img/c.png").unlink()
+    write_image(source / "train/inst/d.png", np.ones((9, 8), np.uint16))
+    message = fails(source, tmp_path / "root")
+    for said in ("problems: 5", "train/img/a.png", "train/img/b.png", "train/inst/c.png", "train/inst/d.png"):
+        assert said in message
+    assert "no image in test" in message
+    assert "--allow-partial" in message
+    folder = prepare("MoNuSeg", source, tmp_path / "root", allow_partial=True)
+    assert list(read_manifest(folder)["name"]) == ["e", "f"]
+    assert len(read_json(folder / "dataset.json")["notes"]) == 1 + 5
+    assert "problems: 5" in fails(source, tmp_path / "root")  # a partial tree does not count as done
+
+
+def test_a_mask_with_unexpected_values(tmp_path):
+    source = lay(tmp_path / "source", kind="mask")
+    write_image(source / "train/mask/a.png", np.linspace(0, 255, 72).reshape(8, 9).astype(np.uint8))
+    message = fails(source, tmp_path / "root")
+    assert "greys between 0 and 255" in message
+    assert "train/mask/a.png" in message
+
+
+@pytest.mark.parametrize("allow_partial", [False, True])
+def test_nothing_may_be_in_two_splits(tmp_path, allow_partial):
+    source = lay(tmp_path / "source")
+    shutil.copy(source / "train/img/a.png", source / "test/img/g.png")
+    message = fails(source, tmp_path / "root", allow_partial=allow_partial)
+    assert "the same pixels in two splits" in message
+    assert "train/a, test/g" in message
+
+    names = {"train": ["P-AA-1-x", "P-AA-2-x"], "val": ["P-AA-3-x"], "test": ["P-AA-1-y"]}
+    message = fails(lay(tmp_path / "groups", names), tmp_path / "root", allow_partial=allow_partial)
+    assert "the group P-AA-1 in two splits" in message
+    assert "train/P-AA-1-x, test/P-AA-1-y" in message
+
+    source = lay(tmp_path / "names", NAMES | {"test": ["a", "g"]})
+    message = fails(source, tmp_path / "root", allow_partial=allow_partial)
+    assert "the name a in two splits" in message
+    assert "--allow-partial" not in message
+
+
+def records(*groups: str, split: str = "train") -> list[Record]:
+    return [Record(f"{group}-{i}", split, group, "", {}, None) for group in groups for i in (1, 2)]
+
+
+def held(listed: list[Record]) -> set[str]:
+    return {record.group for record in listed if record.split == "val"}
+
+
+def test_validation_is_cut_by_group():
+    dataset = DATASETS["MoNuSeg"]
+    cut, rule = hold_out(dataset, records(*map(str, range(11))) + records("t", split="test"))
+    splits = {group: {record.split for record in cut if record.group == group} for group in "t0123456789"}
+    assert all(len(found) == 1 for found in splits.values())
+    assert sum(found == {"val"} for found in splits.values()) == 2  # a fifth of 11
+    assert splits["t"] == {"test"}
+    assert "a fifth" in rule
+    shuffled, _ = hold_out(dataset, records(*map(str, reversed(range(11)))))
+    assert held(shuffled) == held(cut)
+    assert len(held(hold_out(dataset, records("a", "b"))[0])) == 1
+    assert not held(hold_out(dataset, records("a"))[0])
+    named, rule = hold_out(dataset, records("TCGA-KB-A93J", "TCGA-A7-A13E"))
+    assert held(named) == {"TCGA-KB-A93J"}
+    assert rule == dataset.validation_rule
+
+
+def test_a_tree_by_hand_is_prepared_in_place(tmp_path, monkeypatch):
+    source = lay(tmp_path / "MoNuSeg", {"train": ["a", "b", "c"], "test": ["g"]})
+    before = state(source)
+    monkeypatch.chdir(tmp_path)
+    assert prepare("MoNuSeg", "MoNuSeg", ".") == Path("MoNuSeg")
+    after = state(source)
+    assert after.items() >= before.items()
+    assert set(after) - set(before) == {"manifest.csv", "dataset.json"}
+    table = verify(source)
+    assert sorted(table["split"]) == ["test", "train", "train", "val"]
+    assert table["image"].str.startswith(("train/", "test/")).all()
+    assert (table["mask"] == table["inst"]).all()  # there is no other mask
+    prepare("MoNuSeg", source, tmp_path)
+    assert state(source) == after
+
+
+def test_what_is_in_the_way_is_left_alone(tmp_path):
+    mine = lay(tmp_path / "root/MoNuSeg")
+    message = fails(lay(tmp_path / "other"), tmp_path / "root")
+    assert "without dataset.json is in the way" in message
+    assert f"--from {mine}" in message
+    release = make_sample("MoNuSeg", tmp_path / "samples", train=2, test=1, size=96)
+    for root in (release.parent, release, release / "deep"):
+        assert "lie in one another" in fails(release, root)
+
+
+def test_a_look_alike_stays_one(tmp_path):
+    release = make_sample("MoNuSeg", tmp_path / "samples", train=5, test=2, size=96)
+    folder = prepare("MoNuSeg", release, tmp_path / "one")
+    card = read_json(folder / "dataset.json")
+    assert card["kind"] == "sample"
+    assert card["counts"] == {"train": 4, "val": 1, "test": 2}
+    assert card["source"] == "csamnet samples"
+    manifest = (folder / "manifest.csv").read_text()
+    zipped = prepare("MoNuSeg", shutil.make_archive(tmp_path / "download", "zip", release), tmp_path / "zip")
+    assert (zipped / "manifest.csv").read_text() == manifest
+    assert read_json(zipped / "dataset.json")["kind"] == "sample"
+    assert [path.name for path in (tmp_path / "zip").iterdir()] == ["MoNuSeg"]
+    again = prepare("MoNuSeg", folder, tmp_path / "two")
+    assert read_json(again / "dataset.json")["kind"] == "sample"
+    assert (again / "manifest.csv").read_text() == manifest
+
+
+def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    source, written = lay(tmp_path / "source"), []
+
+    def full(path, array):
+        written.append(path)
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_image(path, array)
+
+    monkeypatch.setattr(module, "write_image", full)
+    message = fails(source, tmp_path / "root")
+    assert "the disk is full" in message
+    assert written
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_manifest_that_is_missing_or_wrong(tmp_path):
+    with pytest.raises(InputError, match="a data set is not prepared") as caught:
+        read_manifest(tmp_path / "MoNuSeg")
+    assert f"csamnet prepare MoNuSeg --from PATH --root {tmp_path}" in str(caught.value)
+    (tmp_path / "manifest.csv").write_text("name,split\na,train\n")
+    with pytest.raises(InputError, match="not a manifest"):
+        read_manifest(tmp_path)
+    for content in ("", "\x00\xff", ",".join(COLUMNS) + "\n" + ",".join("x" * len(COLUMNS))):
+        (tmp_path / "manifest.csv").write_text(content)
+        with pytest.raises(InputError, match="manifest"):
+            read_manifest(tmp_path)
+
+
+def test_unknown_names_and_sources(tmp_path):
+    with pytest.raises(InputError, match="did you mean MoNuSeg"):
+        prepare("MoNuSag", tmp_path, tmp_path / "root")
+    assert "no release there" in fails(tmp_path / "nowhere", tmp_path / "root")
+
+
+def test_real_release_in_part(shared, tmp_path):
+    source = shared / "data/native/MoNuSeg"
+    folder = prepare("MoNuSeg", source, tmp_path, allow_partial=True)
+    table = verify(folder)
+    assert dict(zip(table["split"], table["objects"], strict=True)) == {"train": 398, "test": 575}
+    assert "no image in val" in read_json(folder / "dataset.json")["notes"]
+
+
+def test_real_tree(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "write_image", lambda path, _: write_image(path, np.zeros((1, 1), np.uint8)))
+    folder = prepare("MoNuSeg", shared / "data/MoNuSeg", tmp_path)  # the pixels are read, but not written
+    card, table = read_json(folder / "dataset.json"), read_manifest(folder)
+    assert card["kind"] == "real"
+    assert card["counts"] == {"train": 24, "val": 6, "test": 14}
+    assert card["objects"] == {"train": 11338, "val": 5621, "test": 6697}
+    assert set(table.loc[table["split"] == "val", "group"]) == set(DATASETS["MoNuSeg"].validation)
+    assert "stomach" not in set(table.loc[table["split"] == "train", "organ"])
+    split = json.loads((shared / "data/MoNuSeg/kumar_split.json").read_text())
+    assert set(split["val"]) <= set(table.loc[table["split"] == "val", "name"])
+    known = set(split["train"] + split["val"] + split["test"])
+    assert known == set(table.loc[table["split"] != "test", "name"])
