@@ -17,7 +17,8 @@ unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 export JUPYTER_PREFER_ENV_PATH := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
-ASK_FOR_PYTHON := "Python 3.11, 3.12 or 3.13 is needed; name another one: make PYTHON=python3.12"
+CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
+  sys.exit('Python 3.11, 3.12 or 3.13 is needed; name another one: make PYTHON=python3.12')
 SHOW_PACKAGES := awk '/^ *(Downloading|Using cached|Building|Installing)/ && !/metadata/ { print substr($$0, 1, 110); fflush() }'
 
 help:
@@ -48,7 +49,7 @@ clean:
 	rm -rf _build book/_generated book/executed book/vendor data/prepared data/samples results/*/*-sample-* .snakemake
 
 $(INSTALLED): pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit((3, 11) <= sys.version_info < (3, 14) or not print($(ASK_FOR_PYTHON)))'
+	@$(PYTHON) -c "$(CHECK_PYTHON)"
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing into .venv; this is done once and takes a few minutes."
 	@set -o pipefail; .venv/bin/python -m pip install --no-compile -c requirements.lock -e ".[all]" | $(SHOW_PACKAGES)

@@ -25,6 +25,7 @@ wildcard_constraints:
 localrules:
     all,
     sample,
+    measured,
     vendor,
     book,
 
@@ -84,7 +85,7 @@ rule notebook:
     output:
         "book/executed/{dataset}.ipynb",
     params:
-        given=f"-p profile {PROFILE} -p seed {SEED} -p root {ROOT}",
+        given=f"-p profile {PROFILE} -p seed {SEED}" + ("" if RELEASES else f" -p root {ROOT}"),
         fingerprint=run,
         page=text("csamnet/*.py", "notebooks/dataset.ipynb"),
     threads: 8
@@ -94,6 +95,18 @@ rule notebook:
         runtime=24 * 60,
     shell:
         "csamnet notebook {input.template} {output} -p dataset {wildcards.dataset} {params.given}"
+
+
+rule measured:
+    input:
+        "notebooks/measured.ipynb",
+    output:
+        "book/executed/{dataset}-measured.ipynb",
+    params:
+        results=lambda wildcards: text(f"results/{wildcards.dataset}/**/*.json", f"results/{wildcards.dataset}/**/*.csv"),
+        page=text("csamnet/*.py", "notebooks/measured.ipynb"),
+    shell:
+        "csamnet notebook {input} {output} -p dataset {wildcards.dataset}"
 
 
 rule vendor:
@@ -107,7 +120,7 @@ rule vendor:
 
 rule book:
     input:
-        expand("book/executed/{dataset}.ipynb", dataset=DATASETS),
+        expand("book/executed/{dataset}{page}.ipynb", dataset=DATASETS, page=["", "-measured"]),
         "book/vendor/stamp",
     output:
         "_build/html/index.html",

@@ -66,7 +66,7 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
 def samples(
     name: Annotated[str, typer.Argument(help="Data set to make a look-alike of.")] = "MoNuSeg",
     out: Annotated[Path, typer.Option(help="Folder of the look-alikes.", show_default="data/samples")] = SAMPLES,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Another seed paints other images.")] = 0,
 ):
     """Paint a look-alike release: seeded, in the layout of the real one, never to be taken for it."""
     from csamnet.samples import make_sample
@@ -101,7 +101,7 @@ def train(
     name: Annotated[str, typer.Argument(help="Data set, such as MoNuSeg.")],
     root: Root = PREPARED,
     profile: Annotated[str, typer.Option(help="paper | cpu | short | sample")] = "paper",
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of the initial weights, crops and augmentation.")] = 0,
     model: Annotated[str | None, typer.Option(help=" | ".join(MODELS))] = None,
     precision: Annotated[str | None, typer.Option(help="auto | bf16 | fp16 | fp32")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network (worth it on a GPU).")] = False,
@@ -109,7 +109,7 @@ def train(
     results: Annotated[Path, typer.Option(help="Folder of the run folders.", show_default="results")] = RESULTS,
     device: Device = "auto",
     devices: Annotated[int, typer.Option(help="Processes: GPUs, or CPU processes.")] = 1,
-    nodes: int = 1,
+    nodes: Annotated[int, typer.Option(help="Machines, under `fabric run` or torchrun.")] = 1,
 ):
     """Train a network. A run that was stopped goes on where it was; a finished one is not done again."""
     from csamnet.datasets import get_dataset

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -63,6 +64,11 @@ class Stage(nn.Module):
 
 
 # ------------------------------------------------------------------------- detail-context fusion (DCF)
+
+
+def unit(x: Tensor) -> Tensor:
+    """L2 normalisation over channels; in fp16 1e-12 is zero, and a map has pixels that are zero in all channels."""
+    return F.normalize(x, dim=1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
 
 
 def pool_to_eighth(x: Tensor) -> Tensor:
@@ -130,9 +136,9 @@ class DetailContextFusion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, D, h, w)
         if self.dc is not None:
-            x = self.dc(F.normalize(x, dim=1)) + x
+            x = self.dc(unit(x)) + x
         if self.fusion is not None:
-            x = self.fusion(F.normalize(x, dim=1)) + x
+            x = self.fusion(unit(x)) + x
         return x
 
 
@@ -289,8 +295,13 @@ class ContextBranch(nn.Module):
         x = F.gelu(self.mix(x))
         x = x * (self.gate(x.mean((-2, -1), True)) + self.gate(x.amax((-2, -1), True)))
         local = self.local(x)
-        attention = local + sum(strip(local) for strip in self.strips)
-        return self.mix(self.mix(attention) * x)
+        return self.mix(self.mix(local + self.strip(local)) * x)
+
+    def strip(self, x: Tensor) -> Tensor:
+        """Sum of the strip convolutions; on a CPU not in fp16, where oneDNN 3.12 never returns from 1 x 21."""
+        stuck = x.device.type == "cpu" and x.dtype == torch.float16
+        with torch.autocast("cpu", enabled=False) if stuck else nullcontext():
+            return sum(strip(x.float() if stuck else x) for strip in self.strips)
 
 
 class CrossScaleAttention(nn.Module):

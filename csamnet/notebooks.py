@@ -1,64 +1,192 @@
-"""Running the notebook templates: refuse what is unknown before anything runs, keep what is readable after."""
+"""What the notebooks are made of, and how they are run: refuse what is unknown first, keep what is readable last."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from skimage.color import rgb2hed
+
 from csamnet.config import RunConfig, make_config
+from csamnet.data import Sample, load_split
 from csamnet.datasets import get_dataset
-from csamnet.files import InputError, atomic
-from csamnet.paths import ROOT
+from csamnet.evaluate import load_run, predictor
+from csamnet.figures import View
+from csamnet.files import InputError, atomic, read_json
+from csamnet.instances import instances_from_probability
+from csamnet.paths import PREPARED, RESULTS, ROOT
+from csamnet.prepare import prepare
+from csamnet.results import find_runs, read_config, read_summary
+from csamnet.samples import make_sample
+
+# ------------------------------------------------------------------------------------------ parameters
 
 
-def checked(namespace: Mapping, allowed: tuple[str, ...]) -> dict:
-    """The parameters in a notebook's namespace. Raises InputError for one that is not among `allowed`.
+def checked(namespace: MutableMapping, allowed: Sequence[str]) -> dict:
+    """The parameters in a notebook's namespace, by name. Raises InputError for one not among `allowed`.
 
-    papermill only warns of an unknown parameter; called right after the injected cell, this refuses it.
+    papermill only warns of an unknown parameter; called right after the parameters, this refuses it. Called again
+    in the same kernel it does not, since by then the notebook has variables of its own.
     """
     plain = (str, int, float, type(None))
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, plain)}
-    if unknown := sorted(given.keys() - set(allowed)):
-        raise InputError("unknown parameter of the notebook", expected=", ".join(allowed), found=", ".join(unknown))
-    return {key: given[key] for key in allowed}
+    unknown = sorted(given.keys() - set(allowed))
+    if unknown and not namespace.get("_checked"):
+        expected, found = ", ".join(allowed), ", ".join(unknown)
+        raise InputError("unknown parameter of the notebook", expected=expected, found=found)
+    namespace["_checked"] = True
+    return {key: namespace[key] for key in allowed}
 
 
-def notebook_config(namespace: Mapping, allowed: tuple[str, ...]) -> RunConfig:
-    """The run that a notebook's parameters ask for; `None` leaves a setting to the profile."""
+def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[RunConfig, Path, Path, str]:
+    """The run that a notebook's parameters ask for, and root, results, device; None is the usual value.
+
+    Raises InputError for unknown names and impossible values.
+    """
     given = {key: value for key, value in checked(namespace, allowed).items() if value is not None}
-    places = {key: given.pop(key) for key in ("root", "results", "device") if key in given}
-    if places.get("device", "auto") not in ("auto", "cpu", "cuda"):
-        raise InputError("unknown device", expected="auto | cpu | cuda", found=repr(places["device"]))
+    root, results = (Path(given.pop(key, usual)) for key, usual in (("root", PREPARED), ("results", RESULTS)))
+    device = given.pop("device", "auto")
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError("unknown device", expected="auto | cpu | cuda", found=repr(device))
     given["dataset"] = get_dataset(given["dataset"]).name
-    return make_config(given.pop("profile"), **given)
+    return make_config(given.pop("profile"), **given), root, results, device
+
+
+def notebook_runs(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[str, Path, list[Path]]:
+    """The data set and the results folder that a notebook's parameters name, and the runs to tell of.
+
+    These are the finished runs on real data of the recipe with most steps, a folder a seed; there may be none.
+    """
+    given, groups = checked(namespace, allowed), {}
+    dataset, results = get_dataset(given["dataset"]).name, Path(given.get("results") or RESULTS)
+    for folder in find_runs(results, dataset=dataset):
+        config, summary = read_config(folder), read_summary(folder)
+        if summary and summary["data"]["kind"] == "real":
+            groups.setdefault((config.steps * config.batch, config.model, config.profile), []).append(folder)
+    return dataset, results, groups[max(groups)] if groups else []
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def prepared(config: RunConfig, root: Path) -> dict:
+    """dataset.json of a run's data set. For the profile `sample`, a look-alike is made where there is none.
+
+    Raises InputError, for any other profile, where the data set is not prepared.
+    """
+    name, folder = config.dataset, Path(root) / config.dataset
+    if not (folder / "dataset.json").exists():
+        if config.profile != "sample":
+            found = f"nothing; how to get the data: {get_dataset(name).how_to_get}"
+            mend = f"csamnet prepare {name} --from RELEASE --root {root}"
+            raise InputError(f"{name} is not prepared", path=folder, found=found, mend=mend)
+        with tempfile.TemporaryDirectory() as scratch:
+            prepare(name, make_sample(name, Path(scratch)), root)
+    return read_json(folder / "dataset.json")
+
+
+def describe(samples: Mapping[str, Sequence[Sample]], mpp: float | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """For `figures.object_statistics`: a row an object (split, area), and a row an image (split, inside, outside).
+
+    Area is in square micrometres where `mpp` is known, else in pixels. Inside and outside are the mean amounts of
+    haematoxylin, by the deconvolution of Ruifrok and Johnston (2001), of a sixteenth of the pixels.
+    """
+    objects, stain = [], []
+    for split, sample in ((split, sample) for split, items in samples.items() for sample in items):
+        mask, labels = sample.mask(), sample.labels()
+        labels = instances_from_probability(mask) if labels is None else labels
+        area = np.bincount(labels.ravel())[1:] * (mpp or 1) ** 2
+        objects.append(pd.DataFrame({"split": split, "area": area[area > 0]}))
+        amount, inside = rgb2hed(sample.image()[::4, ::4])[..., 0], mask[::4, ::4]
+        means = [amount[where].mean() if where.any() else np.nan for where in (inside, ~inside)]
+        stain.append({"split": split, "inside": means[0], "outside": means[1]})
+    return pd.concat(objects, ignore_index=True), pd.DataFrame(stain)
+
+
+def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list[View]:
+    """Test images with a run's predictions, the worst Dice first: all, or `most` evenly spread over the ranks."""
+    model, config = load_run(folder, device)
+    predict, samples = predictor(model, config), {s.name: s for s in load_split(root, config.dataset, "test")}
+    ranked = pd.read_csv(folder / "test" / "per_image.csv").sort_values("dice")
+    views = []
+    for row in ranked.iloc[spread(len(ranked), most)].itertuples():
+        sample = samples[row.name]
+        image, mask, labels = sample.image(), sample.mask(), sample.labels()
+        labels = instances_from_probability(mask) if labels is None else labels
+        views.append(
+            View(row.name, row.organ, image, mask, labels, predict(image), config.threshold, row.dice)
+        )
+    return views
+
+
+def spread(length: int, most: int) -> list[int]:
+    """At most `most` indices, evenly spread over `length` things, the first and last among them."""
+    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
+
+
+def found_objects(views: Iterable[View], mpp: float | None) -> pd.DataFrame:
+    """For `figures.found_by_size`: a row a true nucleus, its area and whether a found one has an IoU over 0.5."""
+    tables = []
+    for view in views:
+        true, pred = view.labels.ravel().astype(np.int64), view.predicted().ravel()
+        true_area, pred_area = np.bincount(true), np.bincount(pred)
+        pairs, overlap = np.unique(true * len(pred_area) + pred, return_counts=True)
+        t, p = np.divmod(pairs, len(pred_area))
+        iou = overlap / (true_area[t] + pred_area[p] - overlap)
+        found = np.isin(np.arange(len(true_area)), t[(t > 0) & (p > 0) & (iou > 0.5)])
+        table = pd.DataFrame({"area": true_area * (mpp or 1) ** 2, "found": found})
+        tables.append(table[(true_area > 0) & (table.index > 0)])
+    return pd.concat(tables, ignore_index=True)
+
+
+# ----------------------------------------------------------------------------------------- running them
 
 
 def run_notebook(template: Path, out: Path, parameters: dict) -> None:
-    """Execute `template` with `parameters` into `out`, whole or not at all; print what its cells print."""
+    """Execute `template` with `parameters` into `out`, whole or not at all; print what its cells print.
+
+    Raises InputError for parameters that the template does not have, or that its first cells refuse.
+    """
     import nbformat
     import papermill
 
-    if not template.exists():
+    if not Path(template).exists():
         raise InputError("there is no such notebook", path=template)
     known = papermill.inspect_notebook(str(template))
     if unknown := sorted(parameters.keys() - known.keys()):
-        raise InputError("unknown parameter", path=template, expected=", ".join(known), found=", ".join(unknown))
+        expected, found = ", ".join(known), ", ".join(unknown)
+        raise InputError("unknown parameter", path=template, expected=expected, found=found)
+    given = {"dataset": get_dataset(parameters.get("dataset", "MoNuSeg")).name}
+    given |= {key: str(Path(parameters[key]).resolve()) for key in ("root", "results") if parameters.get(key)}
+    options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout}
     with atomic(out) as temporary:
         try:
-            papermill.execute_notebook(
-                str(template), str(temporary), parameters, cwd=str(ROOT), progress_bar=False, log_output=True
-            )
+            papermill.execute_notebook(str(template), str(temporary), parameters | given, **options)
         except papermill.PapermillExecutionError as error:
-            raise InputError(f"{error.ename} in cell {error.exec_count}", path=template, found=error.evalue) from error
+            if error.ename != "InputError":
+                raise
+            raise InputError(error.evalue) from None
         notebook = nbformat.read(temporary, as_version=4)
-        nbformat.write(tidy(notebook), temporary)
+        nbformat.write(tidy(notebook, given["dataset"]), temporary)
 
 
-def tidy(notebook):
-    """Drop what changes from run to run or says nothing to a reader: timings, paths, execution counts."""
+def tidy(notebook, dataset: str):
+    """Name the data set in the title, give pictures their text, drop timings and paths, and hide parameters."""
+    hidden = {"parameters": "remove-cell", "injected-parameters": "hide-input"}
+    first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
+    first.source = first.source.replace("This data set", dataset, 1)
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
+        tags = [tag for tag in cell.metadata.get("tags", []) if tag in hidden]
+        cell.metadata.tags = [tags[0], hidden[tags[0]]] if tags else cell.metadata.get("tags", [])
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-        cell.metadata.tags = [tag for tag in cell.metadata.get("tags", []) if tag != "papermill-error-cell-tag"]
+        for output in cell.get("outputs", []):
+            for about in output.get("metadata", {}).values():
+                if "alt" in about:
+                    cell.metadata.mystnb = {"image": {"alt": about["alt"], "width": "100%"}}
     return notebook

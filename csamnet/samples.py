@@ -353,7 +353,7 @@ def _monuseg(folder: Path, seed: int, train: int, test: int, size: int) -> None:
 
 
 MAKERS: dict[str, Callable[[Path, int, int, int, int], None]] = {"MoNuSeg": _monuseg}
-"""Data set -> writer of a look-alike release into an empty folder: (folder, seed, train, test, size)."""
+"""By data set, what writes a look-alike release into an empty folder, given folder, seed, train, test and size."""
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 
 import pandas as pd
 
+from csamnet.config import RunConfig
 from csamnet.paths import PUBLISHED, RESULTS
 from csamnet.results import find_runs, read_config, read_summary
 
@@ -31,7 +32,12 @@ TITLES = {
     "pq": "PQ",
 }
 HEADLINE = ("miou", "dice", "ap", "auc")
-PERCENT = ("miou", "iou", "iou_background", "accuracy")  # the paper prints mIoU so; other scores are fractions
+PERCENT = (
+    "miou",
+    "iou",
+    "iou_background",
+    "accuracy",
+)  # the paper prints mIoU so; other scores are fractions
 
 
 def show(key: str, value: float | None, sign: str = "") -> str:
@@ -69,8 +75,8 @@ def published(dataset: str, folder: Path = PUBLISHED) -> pd.DataFrame:
 
 def paper_scores(dataset: str, model: str) -> dict[str, float]:
     """The paper's measures of one of our models, those that it gives; size S is what it calls CSAMNet."""
-    name = "CSAMNet" if model == "CSAMNet-S" else model
-    rows = published(dataset).query("model == @name")
+    table = published(dataset)
+    rows = table[table["model"] == ("CSAMNet" if model == "CSAMNet-S" else model)]
     return {} if rows.empty else rows.iloc[0][["miou", "ap", "auc"]].dropna().to_dict()
 
 
@@ -98,10 +104,10 @@ def measures(summary: dict, model: str) -> str:
     return markdown(head, rows, "pooled,mean over images,paper,difference")
 
 
-def measured(dataset: str, split: str = "test", results: Path | str = RESULTS) -> dict[tuple, list[dict]]:
+def measured(dataset: str, split: str = "test", results: Path | str | None = None) -> dict[tuple, list[dict]]:
     """Summaries of the finished runs on a data set, one a seed, by (model, profile, kind of data)."""
     groups: dict[tuple, list[dict]] = {}
-    for folder in find_runs(results, dataset=dataset):
+    for folder in find_runs(results or RESULTS, dataset=dataset):
         config, summary = read_config(folder), read_summary(folder, split)
         if summary:
             groups.setdefault((config.model, config.profile, summary["data"]["kind"]), []).append(summary)
@@ -114,7 +120,7 @@ def place(hardware: dict) -> str:
     return f"{hardware['processor']}, {hardware['threads']} threads" if on_cpu else hardware["device"]
 
 
-def against_paper(dataset: str, split: str = "test", results: Path | str = RESULTS) -> str:
+def against_paper(dataset: str, split: str = "test", results: Path | str | None = None) -> str:
     """The paper's scores beside ours on real data, pooled: mean and sd over seeds; a model not run says so."""
     runs = {key: found for key, found in measured(dataset, split, results).items() if key[2] == "real"}
     models = {name: None for name in published(dataset)["model"] if name.startswith("CSAMNet")}
@@ -140,3 +146,109 @@ def _rows(model: str, profile: str, found: list[dict], paper: dict) -> list[list
         row = [f"{model}, {profile}", TITLES[key], printed, show_seeds(key, values), gap]
         rows.append([*row, str(len(found)), KINDS["real"], where])
     return rows
+
+
+# ------------------------------------------------------------------------------------- in the notebooks
+
+
+def source(card: dict, what: str = "") -> str:
+    """The line below a figure: `MoNuSeg · test, 14 images · measured on real data`."""
+    return " · ".join(part for part in (card["name"], what, KINDS[card["kind"]]) if part)
+
+
+def about(card: dict) -> str:
+    """What a page's data are, from dataset.json, in Markdown."""
+    counts, objects = card["counts"], sum(card["objects"].values())
+    images = f"{counts['train']} training, {counts['val']} validation and {counts['test']} test images with {objects:,} nuclei"
+    if card["kind"] == "sample":
+        return (
+            f"**Sample data.** {images}, painted by this project in the layout of {card['name']}, so that everything here can run "
+            "anywhere. It is not tissue: the numbers show that the path works, and say nothing of the paper."
+        )
+    notes = "; ".join(card["notes"])
+    return f"**Measured on real data.** {images}; licence {card['licence']}; source: {card['source']}. {notes.capitalize()}."
+
+
+def state(runs: list[Path]) -> str:
+    """Which runs a page without images tells of, or that there are none, in Markdown."""
+    if not runs:
+        return (
+            "**Not run.** No finished run on the real data is here. Once there is the release, "
+            "`csamnet prepare`, `csamnet train --profile paper` and `csamnet evaluate` make one."
+        )
+    names = ", ".join(f"`{run.parent.name}/{run.name}`" for run in runs)
+    return f"**Measured on real data.** Runs: {names}. Pictures of a single run are of the first."
+
+
+def comparable(summary: dict, model: str) -> str:
+    """Whether the measures of a page can be put beside the paper's, in Markdown."""
+    if summary["data"]["kind"] == "sample":
+        return "**Nothing here can be compared with the paper**: look-alike images are neither as hard nor as many as real ones."
+    if not paper_scores(summary["data"]["name"], model):
+        return f"The paper gives no measures of {model} on this data set."
+    return "The paper does not say whether its measures are pooled; the difference is that of the pooled ones."
+
+
+def recipe(config: RunConfig) -> str:
+    """How a network is trained, in one sentence of Markdown."""
+    return (
+        f"**{config.model}**, profile *{config.profile}*, seed {config.seed}: {config.epochs} epochs of {config.steps_per_epoch} steps, "
+        f"each on {config.batch} crops of {config.tile} × {config.tile} pixels; AdamW with a learning rate of up to {config.lr:g}."
+    )
+
+
+def takeaways(summary: dict, table: pd.DataFrame) -> str:
+    """What an evaluation says, as a Markdown list; `table` is its per_image.csv."""
+    pooled, ranked = summary["pooled"], table.sort_values("dice")
+    worst, best = ranked.iloc[0], ranked.iloc[-1]
+    scores = ", ".join(f"{TITLES[key]} {show(key, pooled[key])}" for key in ("miou", "dice", "ap"))
+    lines = [
+        f"Pooled over {summary['n']} test images: {scores}.",
+        f"The images differ: Dice is {show('dice', worst['dice'])} on the worst ({worst['organ']}) and "
+        f"{show('dice', best['dice'])} on the best ({best['organ']}).",
+    ]
+    if pooled["precision"] is None or pooled["recall"] is None:
+        lines.append("There is no pixel that is called nucleus, or none that is one.")
+    else:
+        missed, false = 1 - pooled["recall"], 1 - pooled["precision"]
+        more = "misses more than it makes up" if missed > false else "makes up more than it misses"
+        lines.append(
+            f"The network {more}: {missed:.1%} of the nucleus pixels are missed, and {false:.1%} of what it "
+            "calls nucleus is none."
+        )
+    if pooled["dq"] is not None and pooled["sq"] is not None:
+        finding = "finding each nucleus and keeping neighbours apart"
+        weak = finding if pooled["dq"] < pooled["sq"] else "drawing the outlines"
+        lines.append(
+            f"On whole nuclei, DQ is {show('dq', pooled['dq'])} and SQ {show('sq', pooled['sq'])}: the weaker "
+            f"part is {weak}."
+        )
+    if summary["data"]["kind"] == "sample":
+        lines.append("All of this is on sample data: it shows what a page tells, not how good the network is.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def provenance(run: dict, summary: dict) -> str:
+    """Where a page's numbers come from: data, code, hardware, time and versions, as a Markdown table."""
+    rows = {
+        "data": f"{run['data']['name']}, {KINDS[run['data']['kind']]}",
+        "manifest, sha256": f"`{run['data']['manifest_sha256'][:16]}…`",
+        "code, sha256": f"`{run['code_sha256'][:16]}…`",
+        "seed": str(run["config"]["seed"]),
+        "trained on": place(run["hardware"]),
+        "training": f"{duration(run['wall_s'])}, {run['images_per_s']:g} crops a second, precision {run['precision']}",
+        "memory at most": f"{run['peak_memory_mb']:,.0f} MiB",
+        "parameters": f"{run['parameters']:,}",
+        "epoch kept": f"{run['best_epoch']} of {run['config']['epochs']}, by validation mIoU",
+        "evaluated on": place(summary["hardware"]),
+        "evaluation": ", ".join(f"{key} {value}" for key, value in summary["settings"].items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in run["libraries"].items()),
+    }
+    return markdown(["", "this run"], [[f"**{key}**", value] for key, value in rows.items()])
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `12 min`, `5.2 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

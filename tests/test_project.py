@@ -23,8 +23,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "csamnet").glob("*.py"))}
 ORDER = """
-files paths images datasets samples readers prepare config results model losses data instances metrics
-evaluate train inference figures notebooks bench cli
+files paths images datasets samples readers prepare config results tables model losses data instances metrics
+evaluate train inference figures explorer notebooks bench cli
 """
 """Each file of csamnet imports only from those before it."""
 
@@ -109,7 +109,8 @@ def code_lines(name: str) -> int:
     strings = [value for value in bare if isinstance(value, ast.Constant)]
     prose = {line for value in strings for line in range(value.lineno, value.end_lineno + 1)}
     lines = (ROOT / "csamnet" / f"{name}.py").read_text().splitlines()
-    return sum(bool(line.split("#")[0].strip()) for number, line in enumerate(lines, 1) if number not in prose)
+    code = [line for number, line in enumerate(lines, 1) if number not in prose]
+    return sum(bool(line.split("#")[0].strip()) for line in code)
 
 
 def test_the_package_is_small():

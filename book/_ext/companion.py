@@ -9,40 +9,37 @@ Directives
     {published} monuseg.csv                                    a table of the paper; `:columns:` picks some
     {results-table} MoNuSeg                                    paper against ours; `:split:` is test
     {network-sizes}                                            the models of the code, counted
+    {commands}                                                 the command line's commands and options
 """
 
 from __future__ import annotations
 
+import csv
 import re
+from functools import cache
 from pathlib import Path
-from statistics import mean
 from typing import ClassVar
 
+import torch
+import typer
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
-from values import (
-    METRICS,
-    count,
-    hardware,
-    measured,
-    of_paper,
-    printed,
-    published,
-    show,
-    show_seeds,
-    summaries,
-)
+from torch.utils.flop_counter import FlopCounterMode
 
+from csamnet.cli import app as command_line
 from csamnet.config import MODELS
+from csamnet.model import CSAMNet
+from csamnet.results import read_summary
+from csamnet.tables import KINDS, against_paper, markdown, show_seeds
 
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; worker-src 'self' blob:"
 )
 
-LABELS = {"paper": "paper", "real": "measured on real data", "sample": "sample data", "absent": "not run"}
+LABELS = KINDS | {"paper": "paper", "absent": "not run"}
 
 HEADINGS = {
     "dataset": "Data set",
@@ -56,8 +53,32 @@ HEADINGS = {
 }
 
 
-def badge(kind: str) -> str:
-    return f"[{LABELS[kind]}]{{.provenance .provenance-{kind}}}"
+def published(root: Path, name: str) -> list[dict[str, str]]:
+    """The rows of a table in book/published, as printed."""
+    with open(root / "book" / "published" / name, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def of_paper(root: Path, dataset: str) -> dict[str, dict[str, str]]:
+    """The paper's rows on a data set, by our names of the models: size S is what it calls CSAMNet."""
+    rows = published(root, f"{dataset.lower()}.csv")
+    return {"CSAMNet-S" if row["model"] == "CSAMNet" else row["model"]: row for row in rows}
+
+
+def summaries(root: Path, run: str, split: str) -> list[dict]:
+    """What was measured in one run, or in every seed of it where the name ends before `-seed`."""
+    folder = root / "results" / run
+    folders = [folder] if folder.is_dir() else sorted(folder.parent.glob(f"{folder.name}-seed*"))
+    return [summary for folder in folders if (summary := read_summary(folder, split))]
+
+
+@cache
+def count(model: str) -> tuple[int, float]:
+    """Parameters, and G multiply-adds for an image of 256 x 256, of one of `MODELS`."""
+    network = CSAMNet(**MODELS[model]).eval().to("meta")  # shapes without values
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        network(torch.empty(1, 3, 256, 256, device="meta"))
+    return sum(p.numel() for p in network.parameters()), flops.get_total_flops() / 2e9
 
 
 class Number(SphinxRole):
@@ -113,12 +134,20 @@ class Table(SphinxDirective):
     def root(self) -> Path:
         return Path(self.env.app.srcdir)
 
-    def render(self, head: list[str], rows: list[list[str]], right: set[str]) -> list[nodes.Node]:
-        """Parse the table as the page is parsed; columns named in `right` are numbers."""
-        rule = ["---:" if name in right else "---" for name in head]
-        full = [row + [""] * (len(head) - len(row)) for row in rows]
-        lines = ["| " + " | ".join(cell or " " for cell in row) + " |" for row in [head, rule, *full]]
-        return self.parse_text_to_nodes("\n".join(lines))
+    def parse(self, table: str) -> list[nodes.Node]:
+        """Parse Markdown as the page is parsed, with a label's look for a cell that holds just a status."""
+        for kind in ("real", "sample", "absent"):
+            styled = f"| [{LABELS[kind]}]{{.provenance .provenance-{kind}}} "
+            table = re.sub(rf"\| \*?{LABELS[kind]}\*? (?=\|)", styled, table)
+        return self.parse_text_to_nodes(table)
+
+
+class ResultsTable(Table):
+    option_spec: ClassVar = {"split": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        split = self.options.get("split", "test")
+        return self.parse(against_paper(self.arguments[0], split, self.root / "results"))
 
 
 class Published(Table):
@@ -128,8 +157,9 @@ class Published(Table):
         rows = published(self.root, self.arguments[0])
         columns = self.options.get("columns", " ".join(rows[0])).split()
         titles = {column: HEADINGS.get(column, column.capitalize()) for column in columns}
-        numbers = {titles[c] for c in columns if all(re.fullmatch(r"[\d.]*", row[c]) for row in rows)}
-        return self.render([*titles.values()], [[row[c] for c in columns] for row in rows], numbers)
+        numbers = [titles[c] for c in columns if all(re.fullmatch(r"[\d.]*", row[c]) for row in rows)]
+        cells = [[row[c] for c in columns] for row in rows]
+        return self.parse(markdown(titles.values(), cells, ",".join(numbers)))
 
 
 class NetworkSizes(Table):
@@ -137,53 +167,37 @@ class NetworkSizes(Table):
         paper, rows = of_paper(self.root, "MoNuSeg"), []
         for model, options in MODELS.items():
             row, (parameters, gmacs) = paper.get(model, {}), count(model)
-            ours = f"{parameters:,}", f"{gmacs:.2f}"
-            theirs = row.get("params_million", ""), row.get("gmacs_256", "")
-            rows.append([model, str(options.get("width", "")), theirs[0], ours[0], theirs[1], ours[1]])
-        head = ["Model", "Width", "Parameters (M), paper", "Parameters, counted"]
-        head += ["Multiply-adds (G), paper", "Multiply-adds (G), counted"]
-        return self.render(head, rows, set(head[1:]))
+            parameters, gmacs = f"{parameters:,}", f"{gmacs:.2f}"
+            printed = row.get("params_million"), row.get("gmacs_256")
+            rows.append([model, str(options.get("width", "")), printed[0], parameters, printed[1], gmacs])
+        head = ["Model", "Width", "Parameters (M) in the paper", "counted"]
+        head += ["Multiply-adds (G) in the paper", "counted "]
+        return self.parse(markdown(head, rows, ",".join(head[1:])))
 
 
-class ResultsTable(Table):
-    option_spec: ClassVar = {"split": directives.unchanged}
-
+class Commands(Table):
     def run(self) -> list[nodes.Node]:
-        dataset = self.arguments[0]
-        runs = measured(self.root, dataset, self.options.get("split", "test"))
-        paper = {k: row for k, row in of_paper(self.root, dataset).items() if k.startswith("CSAMNet")}
+        return [
+            node
+            for command in typer.main.get_command(command_line).commands.values()
+            for node in self.show(command)
+        ]
+
+    def show(self, command) -> list[nodes.Node]:
+        """Usage, purpose and options of one command."""
+        names = {
+            p: ", ".join(p.opts) if p.param_type_name == "option" else p.name.upper() for p in command.params
+        }
+        usage = [names[p] for p in command.params if p.param_type_name == "argument"]
         rows = []
-        for model, row in paper.items():
-            real = [key for key in runs if key[0] == model and key[2] == "real"]
-            rows += [line for key in real for line in self.ours(key, runs[key], row)]
-            rows += [] if real else self.not_run(model, row)
-        others = [key for key in runs if key[2] == "sample" or key[0] not in paper]
-        rows += [line for key in others for line in self.ours(key, runs[key], {})]
-        head = ["Network", "Metric", "Paper", "Ours", "Difference", "Seeds", "Status", "Hardware"]
-        return self.render(head, rows, {"Paper", "Ours", "Difference", "Seeds"})
-
-    @staticmethod
-    def not_run(model: str, row: dict[str, str]) -> list[list[str]]:
-        texts = {title: printed(row, metric)[0] for metric, title in METRICS.items()}
-        return [[model, title, text, "", "", "", badge("absent")] for title, text in texts.items() if text]
-
-    @staticmethod
-    def ours(key: tuple[str, str, str], found: list[dict], row: dict[str, str]) -> list[list[str]]:
-        """A line a metric; what is the same in all of them stands in the first alone."""
-        model, profile, kind = key
-        where = " / ".join(sorted({hardware(summary) for summary in found}))
-        about, lines = [str(len(found)), badge(kind), where], []
-        for metric, title in METRICS.items():
-            values = [summary["pooled"][metric] for summary in found]
-            text, target = printed(row, metric)
-            known = target is not None and None not in values
-            difference = show(metric, mean(values) - target, sign="+") if known else ""
-            difference = difference.replace("-", "\N{MINUS SIGN}").replace(" %", " points")
-            name = "" if lines else f"{model}, {profile}"
-            lines.append(
-                [name, title, text, show_seeds(metric, values), difference, *([] if lines else about)]
+        for p, name in names.items():
+            default = p.show_default if isinstance(p.show_default, str) else p.default
+            default = f"`{default}`" if default or (default == 0 and default is not False) else ""
+            rows.append(
+                [f"`{name}`", (p.help or "").replace("|", r"\|"), "required" if p.required else default]
             )
-        return lines
+        head = self.parse(f"**`csamnet {' '.join([command.name, *usage])}`**\\\n{command.help}")
+        return head + self.parse(markdown(["Argument", "Meaning", "Default"], rows))
 
 
 def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
@@ -204,6 +218,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("published", Published)
     app.add_directive("network-sizes", NetworkSizes)
     app.add_directive("results-table", ResultsTable)
+    app.add_directive("commands", Commands)
     app.connect("html-page-context", finish_page)
     app.connect("autodoc-skip-member", skip_fields)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
