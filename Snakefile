@@ -50,6 +50,11 @@ def run(wildcards, input):
     return fingerprint(made, sha256_file(input.manifest))
 
 
+def results(wildcards):
+    """One hash over the small files of all runs: looked at when the trainings before it have ended."""
+    return text("results/**/*.json", "results/**/*.csv")
+
+
 rule all:
     input:
         "_build/html/index.html",
@@ -85,7 +90,7 @@ rule notebook:
     output:
         "book/executed/{dataset}.ipynb",
     params:
-        given=f"-p profile {PROFILE} -p seed {SEED}" + ("" if RELEASES else f" -p root {ROOT}"),
+        given=f"-p profile={PROFILE} -p seed={SEED}" + ("" if RELEASES else f" -p root={ROOT}"),
         fingerprint=run,
         page=text("csamnet/*.py", "notebooks/dataset.ipynb"),
     threads: 8
@@ -94,19 +99,20 @@ rule notebook:
         mem_mb=16_000,
         runtime=24 * 60,
     shell:
-        "csamnet notebook {input.template} {output} -p dataset {wildcards.dataset} {params.given}"
+        "csamnet notebook {input.template} {output} -p dataset={wildcards.dataset} {params.given}"
 
 
 rule measured:
     input:
-        "notebooks/measured.ipynb",
+        template="notebooks/measured.ipynb",
+        trained="book/executed/{dataset}.ipynb",
     output:
         "book/executed/{dataset}-measured.ipynb",
     params:
-        results=lambda wildcards: text(f"results/{wildcards.dataset}/**/*.json", f"results/{wildcards.dataset}/**/*.csv"),
+        results=results,
         page=text("csamnet/*.py", "notebooks/measured.ipynb"),
     shell:
-        "csamnet notebook {input} {output} -p dataset {wildcards.dataset}"
+        "csamnet notebook {input.template} {output} -p dataset={wildcards.dataset}"
 
 
 rule vendor:
@@ -126,7 +132,7 @@ rule book:
         "_build/html/index.html",
     params:
         pages=text("_*.yml", "README.md", "book/*.*", "book/_*/*", "book/assets/**/*", "book/published/*"),
-        results=text("results/**/*.json", "results/**/*.csv"),
+        results=results,
         code=text("csamnet/*.py"),
     shell:
         "jupyter-book build . --all -W --keep-going -q"

@@ -18,7 +18,7 @@ from matplotlib import colormaps
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from csamnet.figures import ERRORS, View, error_pixels
+from csamnet.figures import ERRORS, View, error_pixels, spread
 from csamnet.metrics import confusion, from_counts
 from csamnet.tables import show
 
@@ -43,26 +43,28 @@ LEGENDS = {
 class Explorer:
     """Choose an image, a layer and a threshold.
 
-    `widget()` stores the frames of `thresholds` (percent), which the browser shows by itself; `widget(live=True)`
-    asks the kernel for each frame, at any whole percent. Frames have up to `side` pixels a side.
+    `widget()` stores the frames of all `thresholds` (percent) of at most four images, which the browser shows by
+    itself; `widget(live=True)` has all images, and asks the kernel for each frame, at any whole percent. Frames
+    have up to `side` pixels a side.
     """
 
     def __init__(
-        self, views: Sequence[View], thresholds: Sequence[int] = tuple(range(10, 100, 10)), side: int = 512
+        self, views: Sequence[View], thresholds: Sequence[int] = range(10, 100, 10), side: int = 512
     ):
         self.views, self.thresholds, self.side = list(views), list(thresholds), side
 
     def widget(self, live: bool = False) -> w.VBox:
         steps = list(range(1, 100)) if live else self.thresholds
         first = min(steps, key=lambda percent: abs(percent / 100 - self.views[0].threshold))
-        names = [f"{view.organ}, {view.name}" for view in self.views]
-        image = w.Dropdown(options=names, index=0, description="image")
+        ranks = spread(len(self.views), len(self.views) if live else 4)
+        options = [(f"{self.views[i].organ}, {self.views[i].name}", i) for i in ranks]
+        image = w.Dropdown(options=options, index=0, description="image")
         layer = w.Dropdown(options=LAYERS, index=0, description="layer")
         threshold = w.SelectionSlider(
             options=[f"{percent} %" for percent in steps], index=steps.index(first), description="threshold"
         )
         picture = (self._live if live else self._stored)(image, layer, threshold, steps)
-        return w.VBox([image, layer, threshold, picture, w.HTML(self._photographs())])
+        return w.VBox([image, layer, threshold, picture, w.HTML(self._photographs(ranks))])
 
     def _stored(self, image, layer, threshold, steps: list[int]) -> w.Stack:
         """Stacks in stacks, one for each choice; links between models in the browser turn them."""
@@ -77,14 +79,14 @@ class Explorer:
                 return w.HTML(self.frame(number, name))
             return stack(threshold, [w.HTML(self.frame(number, name, percent)) for percent in steps])
 
-        numbers = range(len(self.views))
+        numbers = [number for _, number in image.options]
         return stack(image, [stack(layer, [frames(number, name) for name in LAYERS]) for number in numbers])
 
     def _live(self, image, layer, threshold, steps: list[int]) -> w.HTML:
         picture = w.HTML()
 
         def draw(_=None) -> None:
-            picture.value = self.frame(image.index, layer.value, steps[threshold.index])
+            picture.value = self.frame(image.value, layer.value, steps[threshold.index])
 
         for control in (image, layer, threshold):
             control.observe(draw, "index")
@@ -101,7 +103,7 @@ class Explorer:
         alt = html.escape(f"{layer} of {view.name} ({view.organ}). {text}")
         style = f"display:block;width:{pixels.shape[1] * 1.5:.0f}px;max-width:100%"
         return (
-            f'<figure style="margin:0"><img class="{_key(view)} {layer}" style="{style}" alt="{alt}" src="{source}">'
+            f'<figure style="margin:0;text-align:left"><img class="{_key(view)} {layer}" style="{style}" alt="{alt}" src="{source}">'
             f"<figcaption>{html.escape(text)} {LEGENDS[layer]}</figcaption></figure>"
         )
 
@@ -127,10 +129,10 @@ class Explorer:
     def _every(self, view: View) -> int:
         return -(-max(view.truth.shape) // self.side)
 
-    def _photographs(self) -> str:
+    def _photographs(self, ranks: Sequence[int]) -> str:
         """The style sheet that puts each photograph behind its frames: in grey behind the errors."""
-        rules = [".errors { background-color: #fff; background-blend-mode: luminosity; }"]
-        for view in self.views:
+        rules = ["img.errors { background-color: #fff; background-blend-mode: luminosity; }"]
+        for view in (self.views[rank] for rank in ranks):
             stream = io.BytesIO()
             Image.fromarray(view.image).reduce(self._every(view)).save(stream, "JPEG", quality=80)
             picture = f"url(data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()})"

@@ -70,6 +70,11 @@ class View(NamedTuple):
         return instances_from_probability(self.probability, threshold=self.threshold)
 
 
+def spread(length: int, most: int) -> list[int]:
+    """At most `most` indices, evenly spread over `length` things, the first and last among them."""
+    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
+
+
 def save(figure: Figure, path: Path | str) -> None:
     """Write `path`.svg and `path`.png; the same figure gives the same bytes."""
     for kind in ("svg", "png"):
@@ -472,9 +477,9 @@ def _places(views: Sequence[View], count: int, side: int) -> list[tuple[View, tu
     """The `count` windows with most wrong pixels, worst first; a second one of an image only where images run out."""
     found = []
     for view in views:
-        wrong = (error_pixels(view) > 1).astype(float)
-        valid = tuple(slice(side // 2, side // 2 + max(1, n - side + 1)) for n in wrong.shape)
-        density = ndimage.uniform_filter(wrong, side, mode="constant")[valid]
+        wrong, side = (error_pixels(view) > 1).astype(float), min(side, *view.truth.shape)
+        inner = tuple(slice(side // 2, side // 2 + n - side + 1) for n in wrong.shape)
+        density = ndimage.uniform_filter(wrong, side, mode="constant")[inner]
         for again in range(count):
             y, x = np.unravel_index(density.argmax(), density.shape)
             found.append((again, -density[y, x], view, np.s_[y : y + side, x : x + side]))

@@ -15,7 +15,7 @@ from csamnet.config import RunConfig, make_config
 from csamnet.data import Sample, load_split
 from csamnet.datasets import get_dataset
 from csamnet.evaluate import load_run, predictor
-from csamnet.figures import View
+from csamnet.figures import View, spread
 from csamnet.files import InputError, atomic, read_json
 from csamnet.instances import instances_from_probability
 from csamnet.paths import PREPARED, RESULTS, ROOT
@@ -121,11 +121,6 @@ def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list
             View(row.name, row.organ, image, mask, labels, predict(image), config.threshold, row.dice)
         )
     return views
-
-
-def spread(length: int, most: int) -> list[int]:
-    """At most `most` indices, evenly spread over `length` things, the first and last among them."""
-    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
 
 
 def found_objects(views: Iterable[View], mpp: float | None) -> pd.DataFrame:

@@ -307,6 +307,7 @@ def test_compiles_as_one_graph_forward_and_backward(fresh_compiler):
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor needs a compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # inductor's own import
 def test_compiled_code_agrees(fresh_compiler):
     model, x = network(), picture()
     with torch.no_grad():

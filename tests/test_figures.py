@@ -1,0 +1,348 @@
+"""Figures say what they must, in text, colour and place; the explorer needs no kernel."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+from skimage.draw import disk
+
+from csamnet import figures, tables
+from csamnet.metrics import curves, image_metrics, score_histogram
+
+SAMPLE, REAL = "MoNuSeg · test · sample data", "MoNuSeg · test · measured on real data"
+SIZE = 96
+
+
+def scene(seed: int, organ: str, shift: int) -> figures.View:
+    """A 96 x 96 image of nine discs, predicted with every disc moved by `shift` pixels."""
+    rng, labels, moved = np.random.default_rng(seed), np.zeros((SIZE, SIZE), np.int32), np.zeros((SIZE, SIZE))
+    for number in range(9):
+        y, x, radius = 16 + 32 * (number // 3), 16 + 32 * (number % 3), rng.integers(6, 11)
+        labels[disk((y, x), radius, shape=labels.shape)] = number + 1
+        moved[disk((y, x + shift), radius, shape=labels.shape)] = 1
+    image = rng.integers(120, 200, (SIZE, SIZE, 3)).astype(np.uint8)
+    probability = np.clip(moved * 0.8 + 0.1 + rng.normal(0, 0.05, moved.shape), 0.01, 0.99).astype(np.float32)
+    truth = labels > 0
+    dice = image_metrics(probability, truth, labels)["dice"]
+    return figures.View(f"SCENE-{seed}", organ, image, truth, labels, probability, 0.5, dice)
+
+
+@pytest.fixture(scope="module")
+def views() -> list[figures.View]:
+    found = [scene(0, "brain", 1), scene(1, "liver", 4), scene(2, "colon", 8)]
+    return sorted(found, key=lambda view: view.dice)
+
+
+@pytest.fixture(scope="module")
+def per_image(views) -> pd.DataFrame:
+    rows = [{"name": v.name, "group": v.name, "organ": v.organ} for v in views]
+    return pd.DataFrame(
+        [row | image_metrics(v.probability, v.truth, v.labels) for row, v in zip(rows, views, strict=True)]
+    )
+
+
+@pytest.fixture(scope="module")
+def curve(views) -> pd.DataFrame:
+    return curves(sum(score_histogram(view.probability, view.truth) for view in views))
+
+
+@pytest.fixture(scope="module")
+def samples(views) -> dict[str, list]:
+    """As `load_split` gives them; the second one has no instances."""
+    made = [
+        SimpleNamespace(
+            organ=v.organ,
+            image=lambda v=v: v.image,
+            mask=lambda v=v: v.truth,
+            labels=lambda v=v, i=i: None if i == 1 else v.labels,
+        )
+        for i, v in enumerate(views)
+    ]
+    return {"train": made, "val": made[1:2], "test": made[:2]}
+
+
+def history(best: int = 3, epochs: int = 5) -> pd.DataFrame:
+    epoch = np.arange(1, epochs + 1)
+    falling = {key: 1 / epoch for key in ("lr", "loss", "loss_ce", "loss_dice")}
+    scores = {key: 0.8 - 0.05 * abs(epoch - best) for key in ("val_miou", "val_dice", "val_ap")}
+    return pd.DataFrame({"epoch": epoch, "drop_rate": epoch / 50} | falling | scores)
+
+
+def objects() -> pd.DataFrame:
+    """Six areas, ten nuclei each; of the smallest none is found, of the next 2 in 10, and so on."""
+    areas = np.repeat([10, 20, 30, 40, 50, 60], 10)
+    found = np.concatenate([np.arange(10) < 2 * k for k in range(6)])
+    return pd.DataFrame({"area": areas, "found": found, "split": "test"})
+
+
+@pytest.fixture(scope="module")
+def draw(views, per_image, curve, samples):
+    """Every figure by its name, drawn anew at each call."""
+    pooled, ours = {"miou": 0.7, "ap": 0.8, "auc": 0.9, "pq": 0.5}, {"miou": [0.78, 0.8], "ap": [0.9, 0.91]}
+    stain = pd.DataFrame({"split": ["train", "val", "test"], "inside": [3, 2, 1], "outside": [1, 1, 0.5]})
+    paper = {"ap": 0.9111, "auc": 0.9715}
+    return {
+        "image_sheet": lambda: figures.image_sheet(samples, SAMPLE),
+        "object_statistics": lambda: figures.object_statistics(objects(), stain, SAMPLE, "µm"),
+        "history": lambda: figures.history(history(), SAMPLE),
+        "pr_roc": lambda: figures.pr_roc([curve, curve], [pooled, pooled], REAL, paper=paper),
+        "over_thresholds": lambda: figures.over_thresholds(curve, SAMPLE),
+        "paper_against_ours": lambda: figures.paper_against_ours(
+            tables.published("MoNuSeg"), ours, "CSAMNet-S", REAL
+        ),
+        "per_image": lambda: figures.per_image(per_image, SAMPLE, pooled),
+        "balance": lambda: figures.balance(per_image, SAMPLE),
+        "found_by_size": lambda: figures.found_by_size(objects(), SAMPLE, "µm"),
+        "best_and_worst": lambda: figures.best_and_worst(views, SAMPLE),
+        "worst_places": lambda: figures.worst_places(views, SAMPLE, side=32),
+    }
+
+
+NAMES = (
+    "image_sheet object_statistics history pr_roc over_thresholds paper_against_ours per_image balance "
+    "found_by_size best_and_worst worst_places"
+).split()
+
+
+def words(figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_figure_says_what_data_it_shows_and_repeats(draw, name, tmp_path):
+    for copy in ("one", "two"):
+        figures.save(draw[name](), tmp_path / copy)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with Image.open(tmp_path / "one.png") as drawn:
+        assert drawn.width >= 1000
+    figure = draw[name]()
+    assert any(source in words(figure) for source in (SAMPLE, REAL))
+    alt = figure.get_label()
+    assert len(alt) > 60
+    assert alt.endswith((f"{SAMPLE}.", f"{REAL}."))
+    assert "nan" not in words(figure) + alt
+
+
+def test_history_marks_the_epoch_that_was_kept(draw):
+    figure = draw["history"]()
+    assert "kept: epoch 3, mIoU 80.00 %" in words(figure)
+    assert [ax.lines[-1].get_xdata()[0] for ax in figure.axes] == [3, 3, 3]
+    assert "kept: epoch 1" in words(figures.history(history(best=1, epochs=1), SAMPLE))
+
+
+def test_the_papers_scores_are_written_and_never_drawn(draw, curve):
+    figure = draw["pr_roc"]()
+    text = words(figure)
+    assert "AP 0.8000 (mean of 2 seeds)\npaper, as printed: 0.9111" in text
+    assert "AUC 0.9000 (mean of 2 seeds)\npaper, as printed: 0.9715" in text
+    pr, roc = figure.axes
+    assert len(pr.lines) == 5 + 2 * 2  # lines of equal Dice; for each run a curve and a dot
+    assert len(roc.lines) == 1 + 2 * 2
+    drawn = pr.lines[5].get_xydata()
+    np.testing.assert_array_equal(drawn, curve[["recall", "precision"]])
+    alone = figures.pr_roc([curve], [{"ap": None, "auc": 0.9}], SAMPLE)
+    assert "paper" not in words(alone)
+    assert "AP undefined" in words(alone)
+
+
+def test_lines_of_equal_dice_have_it():
+    figure = figures.pr_roc([pd.DataFrame({"threshold": [0.5], "precision": [1.0], "recall": [1.0], "fpr": [0.0]})],
+                            [{"ap": 1.0, "auc": 1.0}], SAMPLE)  # fmt: skip
+    recall, precision = figure.axes[0].lines[2].get_data()
+    np.testing.assert_allclose(2 * precision * recall / (precision + recall), 0.7)
+
+
+def test_the_best_threshold_is_that_of_the_highest_dice():
+    table = pd.DataFrame(
+        {"threshold": [0.8, 0.5, 0.2], "precision": [1.0, 0.8, 0.4], "recall": [0.2, 0.8, 1.0]}
+    )
+    text = words(figures.over_thresholds(table, SAMPLE, 0.2))
+    assert "highest Dice, 0.8000 at 0.50" in text
+    assert "in use, 0.5714 at 0.2" in text
+
+
+def test_ours_stands_on_the_papers_line_of_the_same_network(draw):
+    figure = draw["paper_against_ours"]()
+    miou, ap = figure.axes
+    assert "mIoU: 79.00 %" in words(figure)
+    assert "ours, CSAMNet-S, 2 seeds" in words(figure)
+    rows = [label.get_text() for label in miou.get_yticklabels()]
+    (ticks,) = [line for line in ap.lines if list(line.get_xdata()) == [0.9, 0.91]]
+    assert [rows[int(y)] for y in ticks.get_ydata()] == ["CSAMNet", "CSAMNet"]
+    filled, hollow = miou.lines[:2]
+    assert "UNet" in {rows[int(y)] for y in filled.get_ydata()}
+    assert {"SegNet", "CSAMNet-L"} <= {rows[int(y)] for y in hollow.get_ydata()}
+
+
+def test_shares_found_by_size(draw):
+    ax = draw["found_by_size"]().axes[0]
+    (dots,) = [line for line in ax.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(
+        dots.get_xydata(), [[10, 0], [20, 0.2], [30, 0.4], [40, 0.6], [50, 0.8], [60, 1]]
+    )
+    assert "found: 50% of 60 nuclei" in words(ax.figure)
+    low, high = ax.collections[0].get_segments()[1][:, 1]  # 2 of 10, after Wilson
+    assert (low, high) == pytest.approx((0.0567, 0.5098), abs=1e-4)
+
+
+def test_balance_has_the_worst_images_on_top(draw, per_image):
+    ax = draw["balance"]().axes[0]
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels[-1].startswith(per_image.sort_values("dice")["organ"].iloc[0])
+    many = pd.concat([per_image] * 20).assign(dice=np.arange(60))
+    assert len(figures.balance(many, SAMPLE).axes[0].get_yticks()) == 30
+
+
+def test_per_image_leaves_out_what_is_not_defined(per_image):
+    figure = figures.per_image(per_image.assign(pq=np.nan), SAMPLE, {"miou": 0.7, "ap": None})
+    assert len(figure.axes) == 2
+    assert "pooled 70.00 %" in words(figure)
+
+
+def test_error_pixels_by_hand(views):
+    truth, probability = np.array([[1, 1], [0, 0]], bool), np.array([[0.9, 0.1], [0.9, 0.1]], np.float32)
+    view = views[0]._replace(image=np.zeros((2, 2, 3), np.uint8), truth=truth, probability=probability)
+    assert figures.error_pixels(view).tolist() == [[1, 2], [3, 0]]
+    overlay = figures.error_overlay(view)
+    assert overlay[1, 1].tolist() == [110, 110, 110]
+    missed = 0.1 * 110 + 0.9 * np.array(figures.ERRORS["nucleus, missed"])
+    np.testing.assert_allclose(overlay[0, 1], missed, atol=0.5)
+
+
+def seen_without(kind: str, colours: np.ndarray) -> np.ndarray:
+    """Colours (n, 3) of 0 to 1 as seen without one kind of cone (Machado, Oliveira and Fernandes 2009)."""
+    matrix = {
+        "none": np.eye(3),
+        "red": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+        "green": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        "blue": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+        "all": [[0.2126, 0.7152, 0.0722]] * 3,
+    }[kind]
+    return colours @ np.transpose(matrix)
+
+
+@pytest.mark.parametrize("kind", ["none", "red", "green", "blue", "all"])
+def test_kinds_of_error_differ_for_every_sight(kind):
+    colours = seen_without(kind, np.array([*figures.ERRORS.values()]) / 255)
+    distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 9 * np.eye(3)
+    assert distance.min() > 0.2
+
+
+def test_the_worst_place_is_found(views):
+    truth = np.zeros((SIZE, SIZE), bool)
+    probability = np.full((SIZE, SIZE), 0.1, np.float32)
+    probability[60:80, 10:30] = 0.9
+    clean = views[0]._replace(truth=truth, probability=np.full((SIZE, SIZE), 0.1, np.float32))
+    wrong = views[0]._replace(truth=truth, probability=probability)
+    (view, box), *_ = figures._places([clean, wrong], 2, 32)
+    assert view is wrong
+    assert probability[box].sum() > 0.99 * (400 * 0.9 + 624 * 0.1)
+    assert figures.worst_places([clean], SAMPLE, side=500).axes  # a window larger than the image
+
+
+def test_display_gives_notebooks_the_text(draw, monkeypatch):
+    sent = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda *given: sent.append(given))
+    figures.display(draw["history"]())
+    figures.display(draw["image_sheet"]())
+    (chart, about), (photographs, _) = sent
+    assert chart["image/svg+xml"].startswith("<?xml")
+    assert about["image/svg+xml"]["alt"] == chart["text/plain"]
+    assert base64.b64decode(photographs["image/jpeg"])[:2] == b"\xff\xd8"
+
+
+# -------------------------------------------------------------------------------------------- explorer
+
+
+@pytest.fixture(scope="module")
+def explorer(views):
+    pytest.importorskip("ipywidgets")
+    from csamnet.explorer import Explorer
+
+    return Explorer(views, thresholds=(30, 50, 70))
+
+
+def picture(frame: str) -> Image.Image:
+    data = re.search(r'src="data:image/png;base64,([^"]+)"', frame)[1]
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_explorer_links_its_controls_to_stored_frames(explorer):
+    from ipywidgets import Widget
+
+    widget = explorer.widget()
+    image, layer, threshold, outer, _ = widget.children
+    assert [c.description for c in (image, layer, threshold)] == ["image", "layer", "threshold"]
+    assert threshold.label == "50 %"
+    models = Widget.get_manager_state()["state"].values()
+    links = {
+        (m["state"]["source"][0], m["state"]["target"][0])
+        for m in models
+        if m["model_name"] == "LinkModel" and m["state"]["target"][1] == "selected_index"
+    }
+
+    def reference(model) -> str:
+        return f"IPY_MODEL_{model.model_id}"
+
+    assert (reference(image), reference(outer)) in links
+    for inner in outer.children:
+        assert (reference(layer), reference(inner)) in links
+        for turned in inner.children[:2]:
+            assert (reference(threshold), reference(turned)) in links
+            assert len(turned.children) == 3
+            assert turned.selected_index == 1
+
+
+def test_explorer_frames_show_the_errors_and_say_so(explorer, views):
+    frame = explorer.frame(0, "errors", 50)
+    np.testing.assert_array_equal(np.array(picture(frame)), figures.error_pixels(views[0]))
+    assert picture(frame).info["transparency"][0] == 0
+    assert f"dice {views[0].dice:.4f}" in frame
+    assert f'alt="errors of {views[0].name} ({views[0].organ}).' in frame
+    outlines = explorer.frame(0, "outlines", 50)
+    assert "nuclei found, 9 true." in outlines
+    assert set(np.unique(np.array(picture(outlines)))) == {0, 1, 2}
+    assert explorer.frame(0, "probability") != explorer.frame(1, "probability")
+
+
+def test_explorer_draws_any_threshold_with_a_kernel(explorer):
+    image, layer, threshold, shown, _ = explorer.widget(live=True).children
+    threshold.index = 36
+    assert "At 37 %" in shown.value
+    layer.value, image.index = "outlines", 1
+    assert shown.value == explorer.frame(1, "outlines", 37)
+
+
+def test_explorer_is_small_and_names_are_escaped(views):
+    pytest.importorskip("ipywidgets")
+    from ipywidgets import Widget
+
+    from csamnet.explorer import Explorer
+
+    large = [
+        v._replace(name='<b>"A&B', **{key: np.tile(getattr(v, key), (4, 4)) for key in ("truth", "labels", "probability")},
+                   image=np.tile(v.image, (4, 4, 1)))
+        for v in [*views, *views]
+    ]  # fmt: skip
+    before = len(json.dumps(Widget.get_manager_state()))
+    widget = Explorer(large).widget()
+    assert len(json.dumps(Widget.get_manager_state())) - before < 1.5e6
+    assert len(widget.children[0].options) == 4
+    assert "&lt;b&gt;&quot;A&amp;B" in Explorer(large).frame(0, "photograph")
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "expected"), [(1, 4, [0]), (4, 4, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9])]
+)
+def test_spread(length, most, expected):
+    assert figures.spread(length, most) == expected
