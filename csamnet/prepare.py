@@ -133,7 +133,7 @@ def _check_place(source: Path, target: Path) -> bool:
     if inner.is_relative_to(outer) or outer.is_relative_to(source.resolve()):
         mend = "choose another --root"
         raise InputError("release and tree would lie in one another", path=target, found=source, mend=mend)
-    if target.exists() and not (target / "dataset.json").is_file():
+    if target.exists() and any(target.iterdir()) and not (target / "dataset.json").is_file():
         mend = f"move it, or take it: csamnet prepare {target.name} --from {target} --root {target.parent}"
         raise InputError("a folder without dataset.json is in the way", path=target, mend=mend)
     return False
