@@ -131,7 +131,7 @@ rule book:
     output:
         "_build/html/index.html",
     params:
-        pages=text("_*.yml", "README.md", "book/*.*", "book/_*/*", "book/assets/**/*", "book/published/*"),
+        pages=text("_*.yml", "README.md", "book/*.*", "book/_ext/*", "book/_templates/*", "book/assets/**/*", "book/published/*"),
         results=results,
         code=text("csamnet/*.py"),
     shell:

@@ -149,5 +149,5 @@ def _png(numbers: np.ndarray, colours: Sequence[tuple[int, int, int, int]]) -> s
     """Colour numbers (H, W) uint8 as the data URI of a PNG with that palette of red, green, blue, opacity."""
     picture, stream = Image.fromarray(numbers), io.BytesIO()
     picture.putpalette([value for colour in colours for value in colour[:3]])
-    picture.save(stream, "PNG", transparency=bytes(colour[3] for colour in colours), optimize=True)
+    picture.save(stream, "PNG", transparency=bytes(colour[3] for colour in colours), bits=4)
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -208,7 +208,7 @@ def history(table: pd.DataFrame, source: str) -> Figure:
     alt = f"Training loss, {ends}, validation scores and schedules over {len(table)} epochs; {kept}."
     figure, axes = _panels(alt, 5, source, 3, 1, sharex=True, height_ratios=[2, 2, 1])
     loss, scores, rates = axes[:, 0]
-    parts = {"loss": ("sum", BLACK), "loss_ce": ("cross-entropy", BLUE), "loss_dice": ("Dice loss", ORANGE)}
+    parts = {"loss": ("loss", BLACK), "loss_ce": ("cross-entropy", BLUE), "loss_dice": ("Dice loss", ORANGE)}
     for key, (label, colour) in parts.items():
         loss.plot(epoch, table[key], marker=marker, color=colour, label=label)
     for key, colour in {"miou": VERMILLION, "dice": BLUE, "ap": GREEN}.items():
@@ -218,9 +218,10 @@ def history(table: pd.DataFrame, source: str) -> Figure:
         rates.plot(
             epoch, table[key] / (top or 1), marker=marker, color=colour, label=f"{label}, up to {top:.2g}"
         )
+    settled = table[["val_miou", "val_dice", "val_ap"]].iloc[len(table) // 4 :]
     loss.set(ylabel="training loss", ylim=(0, None))
-    scores.set(ylabel="validation score")
-    rates.set(xlabel="epoch", ylabel="share", ylim=(-0.05, 1.1))
+    scores.set(ylabel="validation score", ylim=(max(0, settled.min(axis=None) - 0.08), None))
+    rates.set(xlabel="epoch", ylabel="share of top", ylim=(-0.05, 1.1))
     rates.xaxis.get_major_locator().set_params(integer=True)
     for ax in (loss, scores, rates):
         ax.axvline(epoch[best], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))

@@ -83,7 +83,7 @@ def paper_scores(dataset: str, model: str) -> dict[str, float]:
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]], right: str = "") -> str:
     """A Markdown table; columns named in `right` (separated by commas) are set to the right."""
     head = list(head)
-    rule = ["--:" if name in right.split(",") else "---" for name in head]
+    rule = ["--:" if name and name in right.split(",") else "---" for name in head]
     lines = [head, rule, *([cell or " " for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -117,7 +117,8 @@ def measured(dataset: str, split: str = "test", results: Path | str | None = Non
 def place(hardware: dict) -> str:
     """The device in a few words."""
     on_cpu = hardware["device"] == "cpu"
-    return f"{hardware['processor']}, {hardware['threads']} threads" if on_cpu else hardware["device"]
+    threads = f"{hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
+    return f"{hardware['processor']}, {threads}" if on_cpu else hardware["device"]
 
 
 def against_paper(dataset: str, split: str = "test", results: Path | str | None = None) -> str:
@@ -186,7 +187,9 @@ def comparable(summary: dict, model: str) -> str:
         return "**Nothing here can be compared with the paper**: look-alike images are neither as hard nor as many as real ones."
     if not paper_scores(summary["data"]["name"], model):
         return f"The paper gives no measures of {model} on this data set."
-    return "The paper does not say whether its measures are pooled; the difference is that of the pooled ones."
+    return (
+        "The paper does not say whether its measures are pooled; the difference is that of the pooled ones."
+    )
 
 
 def recipe(config: RunConfig) -> str:
@@ -224,7 +227,9 @@ def takeaways(summary: dict, table: pd.DataFrame) -> str:
             f"part is {weak}."
         )
     if summary["data"]["kind"] == "sample":
-        lines.append("All of this is on sample data: it shows what a page tells, not how good the network is.")
+        lines.append(
+            "All of this is on sample data: it shows what a page tells, not how good the network is."
+        )
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -241,10 +246,14 @@ def provenance(run: dict, summary: dict) -> str:
         "parameters": f"{run['parameters']:,}",
         "epoch kept": f"{run['best_epoch']} of {run['config']['epochs']}, by validation mIoU",
         "evaluated on": place(summary["hardware"]),
-        "evaluation": ", ".join(f"{key} {value}" for key, value in summary["settings"].items()),
+        "evaluation": ", ".join(f"{key} {_word(value)}" for key, value in summary["settings"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in run["libraries"].items()),
     }
     return markdown(["", "this run"], [[f"**{key}**", value] for key, value in rows.items()])
+
+
+def _word(value) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def duration(seconds: float) -> str:

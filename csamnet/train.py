@@ -21,7 +21,6 @@ from lightning_fabric import Fabric
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector
 from torch.optim.swa_utils import update_bn
 
 from csamnet.config import RunConfig
@@ -185,7 +184,7 @@ def recalibrate(ema: nn.Module, atlas: Atlas, config: RunConfig, batches: int = 
 
 
 def stop_on_nan(losses: list[float], network: nn.Module, epoch: int, config: RunConfig, folder: Path) -> None:
-    if math.isfinite(sum(losses)) and parameters_to_vector(network.parameters()).isfinite().all():
+    if math.isfinite(sum(losses)) and all(p.isfinite().all() for p in network.parameters()):
         return
     raise InputError(
         "the loss or a weight is no longer a number; training stopped",

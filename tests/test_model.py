@@ -309,9 +309,23 @@ def test_compiles_as_one_graph_forward_and_backward(fresh_compiler):
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor needs a compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # inductor's own import
 def test_compiled_code_agrees(fresh_compiler):
-    model, x = network(), picture()
+    """Of CSAM alone: a processor takes minutes to compile the whole network."""
+    csam, maps = network().csam, list(torch.randn(4, 2, 4, 32, 32))
     with torch.no_grad():
-        assert distance(torch.compile(model, fullgraph=True)(x), model(x)) < 1e-5
+        assert distance(torch.compile(csam, fullgraph=True)(maps), csam(maps)) < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(small, fresh_compiler):
+    model = CSAMNet.from_released(small.path).cuda().eval()
+    x, expected = small.stored["input"].cuda(), small.stored["logits_eval"].cuda()
+    last = x.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert distance(model(x), expected) < 0.01  # TF32 in the convolutions
+        assert distance(torch.compile(model, fullgraph=True)(x), expected) < 0.01
+        for dtype, within in ((torch.bfloat16, 0.1), (torch.float16, 0.02)):
+            with torch.autocast("cuda", dtype):
+                assert distance(model.to(memory_format=torch.channels_last)(last), expected) < within
 
 
 def test_export_with_dynamic_batch_height_and_width(tmp_path):
