@@ -1,0 +1,176 @@
+"""Sliding window, stitching, and the files that an evaluation writes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from sklearn.metrics import average_precision_score, jaccard_score
+from torch import nn
+
+from csamnet.data import load_split, to_input
+from csamnet.evaluate import (
+    evaluate,
+    load_run,
+    predict_probability,
+    predictor,
+    tile_corners,
+    tile_weight,
+    validate,
+    validation_scores,
+)
+from csamnet.files import InputError, read_json, sha256_file
+from csamnet.metrics import COLUMNS, METRICS
+from csamnet.model import CSAMNet
+from csamnet.train import train
+
+
+class Constant(nn.Module):
+    """The same logits everywhere."""
+
+    def __init__(self, foreground: float):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(foreground))
+
+    def forward(self, x):
+        return torch.stack([torch.zeros_like(x[:, 0]), self.value.expand_as(x[:, 0])], 1)
+
+
+class Red(nn.Module):
+    """The logit of a pixel is its red: what does not look around is the same in every tile and turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return torch.stack([torch.zeros_like(x[:, 0]), self.scale * x[:, 0]], 1)
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.make_tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="module")
+def run(root, tmp_path_factory):
+    longer = tiny.settings(epochs=3, steps_per_epoch=12, lr=5e-3, ema=0.8)
+    return train(longer, root, results=tmp_path_factory.mktemp("results"), device="cpu")
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(128, 0.5), (129, 0.5), (300, 0.25), (1000, 0.5), (257, 0.0)])
+def test_tiles_cover_an_axis_and_overlap(length, overlap):
+    corners = tile_corners(length, 128, overlap)
+    assert corners[0] == 0
+    assert corners[-1] == length - 128
+    steps = np.diff(corners)
+    assert (steps <= math.ceil(128 * (1 - overlap))).all()
+    assert len(corners) == 1 or (steps > 0).all()
+
+
+def test_weight_is_smooth_symmetric_and_never_zero():
+    weight = tile_weight(128, torch.device("cpu"))
+    assert weight.min() > 0
+    assert weight.max() <= 1
+    assert torch.allclose(weight, weight.flip(0), atol=1e-6)
+    assert torch.allclose(weight, weight.T)
+    assert weight[63, 63] > 0.99
+
+
+@pytest.mark.parametrize("size", [(128, 128), (131, 307), (40, 500), (1, 1)])
+@pytest.mark.parametrize("tta", [False, True])
+def test_weights_cancel_at_every_pixel(size, tta):
+    found = predict_probability(Constant(1.5), noise(*size), tile=128, overlap=0.5, tta=tta)
+    assert found.shape == size
+    assert found.dtype == np.float32
+    assert np.allclose(found, 1 / (1 + math.exp(-1.5)), atol=1e-6)
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_every_pixel_keeps_its_place(tta):
+    image = noise(150, 290)
+    expected = torch.sigmoid(to_input(torch.from_numpy(image[..., 0].astype(np.float32)))).numpy()
+    assert np.allclose(predict_probability(Red(), image, tile=128, tta=tta), expected, atol=1e-5)
+
+
+def test_one_tile_is_a_plain_pass():
+    torch.manual_seed(0)
+    model, image = CSAMNet(8).eval(), noise(128, 128)
+    with torch.no_grad():
+        logits = model(to_input(torch.from_numpy(image)).permute(2, 0, 1)[None])[0]
+    expected = logits.softmax(0)[1].numpy()
+    assert np.allclose(predict_probability(model, image, tile=128), expected, atol=1e-5)
+
+
+def test_test_time_augmentation_is_the_mean_of_eight_views():
+    torch.manual_seed(0)
+    model, image = CSAMNet(8).eval(), noise(128, 128)
+    views = []
+    for turns in range(4):
+        for flip in (False, True):
+            view = np.rot90(image, turns)
+            view = view[:, ::-1] if flip else view
+            found = predict_probability(model, np.ascontiguousarray(view), tile=128)
+            views.append(np.rot90(found[:, ::-1] if flip else found, -turns))
+    assert np.allclose(predict_probability(model, image, tile=128, tta=True), np.mean(views, 0), atol=1e-5)
+
+
+def test_batches_of_tiles_do_not_matter():
+    torch.manual_seed(0)
+    model, image = CSAMNet(8).eval(), noise(200, 300)
+    one, many = (predict_probability(model, image, tile=128, batch=batch) for batch in (1, 7))
+    assert np.allclose(one, many, atol=1e-5)
+
+
+def test_evaluation_writes_what_scikit_learn_finds(run, root):
+    folder = evaluate(run, root, device="cpu")
+    table, summary = pd.read_csv(folder / "per_image.csv"), read_json(folder / "summary.json")
+    assert table.columns.tolist() == ["name", "group", "organ", "height", "width", *COLUMNS]
+    assert summary["n"] == len(table) == 2
+    assert set(summary["pooled"]) == set(summary["mean"]) == set(METRICS)
+    model, config = load_run(run, "cpu")
+    samples = load_split(root, "MoNuSeg", "test")
+    found = np.concatenate([predictor(model, config)(sample.image()).ravel() for sample in samples])
+    truth = np.concatenate([sample.mask().ravel() for sample in samples])
+    assert summary["pooled"]["ap"] == pytest.approx(average_precision_score(truth, found), abs=1e-4)
+    both = jaccard_score(truth, found >= config.threshold, average="macro")
+    assert summary["pooled"]["miou"] == pytest.approx(both, abs=1e-6)
+    assert summary["mean"]["ap"] == pytest.approx(table["ap"].mean(), abs=1e-5)
+    assert {"threshold", "precision", "recall", "fpr"} <= set(pd.read_csv(folder / "curves.csv"))
+
+
+def test_an_evaluation_is_not_repeated_until_something_changes(run, root, monkeypatch):
+    summary = evaluate(run, root, device="cpu") / "summary.json"
+    before = summary.stat().st_mtime_ns
+    evaluate(run, root, device="cpu")
+    assert summary.stat().st_mtime_ns == before
+    content = sha256_file(summary)
+    monkeypatch.setattr("csamnet.results.code_sha256", lambda step: "other code")
+    evaluate(run, root, device="cpu")
+    assert sha256_file(summary) != content
+
+
+def test_a_run_that_has_not_ended_is_refused(root, tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        evaluate(tmp_path, root, device="cpu")
+
+
+def test_better_beats_worse(root):
+    """Red tells the discs from the ground, its opposite does not, noise lies between."""
+    samples, config = load_split(root, "MoNuSeg", "val"), tiny.settings()
+    worse, better = Red(), Red()
+    with torch.no_grad():
+        better.scale.fill_(-3.0)
+        worse.scale.fill_(3.0)
+    good, bad = (validation_scores(*validate(model, samples, config)) for model in (better, worse))
+    assert good["val_miou"] > 0.9
+    assert bad["val_miou"] < 0.2
+    assert good["val_ap"] > 0.95 > 0.5 > bad["val_ap"]
