@@ -92,7 +92,8 @@ def _cumulative(hist: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def average_precision(hist: np.ndarray) -> float:
     """Area under precision over recall by steps, sum of (R_k - R_k-1) P_k, without interpolation.
 
-    As `sklearn.metrics.average_precision_score`; within 1e-4 of it. NaN where a class is absent.
+    As `sklearn.metrics.average_precision_score`; within 1e-4 of it. NaN where a class is absent. Scores that
+    differ only in their last bits (a pixel blended from several tiles) count as equal here, not there.
     """
     if not hist.any(axis=1).all():
         return float("nan")

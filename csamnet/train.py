@@ -119,7 +119,8 @@ def train(
     if fabric.is_global_zero:
         save_weights(checkpoint.best, folder / "weights.safetensors", config=json.dumps(config.to_dict()))
         write_run(folder, config, card, fresh, fabric, history, network, status="done")
-        checkpoint.path.unlink(missing_ok=True)
+        for path in folder.glob("*checkpoint.*"):  # a kill may have left one half-written
+            path.unlink()
     fabric.barrier()
     return folder
 

@@ -85,9 +85,9 @@ def test_crops_without_augmentation_are_plain_slices():
 
 
 def test_every_place_of_an_image_is_drawn():
-    tops = [int(crop[..., 0].min()) for crop in draw(atlas(numbered(131, 128)), batch=200)[0].round()]
+    tops = [int(crop[..., 0].min()) for crop in draw(atlas(numbered(131, 128)), batch=120)[0].round()]
     assert np.unique(tops).tolist() == [0, 1, 2, 3]
-    assert np.unique(tops, return_counts=True)[1].min() > 30
+    assert np.unique(tops, return_counts=True)[1].min() > 15
 
 
 def test_same_generator_same_crops():
@@ -101,7 +101,9 @@ def test_mask_stays_on_the_image_under_zoom():
     rng = np.random.default_rng(0)
     truth = np.kron(rng.random((40, 40)) < 0.5, np.ones((7, 7), bool))
     picture = Picture(np.repeat(255 * truth[..., None], 3, -1).astype(np.uint8), truth)
-    pixels, masks = draw(atlas(picture), make_config("sample", tile=128, scale=2.0, stain=0, colour=0, blur=0))
+    pixels, masks = draw(
+        atlas(picture), make_config("sample", tile=128, scale=2.0, stain=0, colour=0, blur=0)
+    )
     red = pixels[..., 0]
     clear = (red < 1e-3) | (red > 255 - 1e-3)  # all four neighbours are the same
     assert 0.5 < clear.mean() < 0.95
@@ -112,7 +114,7 @@ def test_mask_stays_on_the_image_under_zoom():
 def test_zoom_is_log_uniform_within_its_bounds():
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 256, 0).repeat(3, -1)
     config = make_config("sample", tile=128, scale=1.5, stain=0, colour=0, blur=0)
-    pixels, _ = draw(atlas(Picture(ramp, np.zeros((256, 256), bool))), config, batch=300)
+    pixels, _ = draw(atlas(Picture(ramp, np.zeros((256, 256), bool))), config, batch=150)
     centre = pixels[:, 62:66, 62:66, 0]
     along, across = (np.abs(np.diff(centre, axis=axis)).mean((1, 2)) for axis in (1, 2))
     zoom = np.log(np.maximum(along, across)) / np.log(1.5)
@@ -133,13 +135,13 @@ def test_memory_mapped_is_the_same(tmp_path):
 def test_images_of_different_sizes_do_not_run_into_each_other():
     values = {40: (300, 200), 130: (140, 150), 250: (90, 61), 200: (1, 1), 90: (1, 300)}
     pictures = [plain(value, *size) for value, size in values.items()]
-    pixels, masks = draw(atlas(*pictures), make_config("sample", stain=0, colour=0, blur=0), batch=400)
+    pixels, masks = draw(atlas(*pictures), make_config("sample", stain=0, colour=0, blur=0), batch=200)
     assert np.ptp(pixels, axis=(1, 2, 3)).max() < 1e-3
     seen = pixels[:, 0, 0, 0].round().astype(int)
     assert np.array_equal(masks, np.broadcast_to((seen > 127)[:, None, None], masks.shape))
     areas = {value: height * width for value, (height, width) in values.items()}
     for value, area in areas.items():  # as often as an image is large
-        assert (seen == value).mean() == pytest.approx(area / sum(areas.values()), abs=0.06)
+        assert (seen == value).mean() == pytest.approx(area / sum(areas.values()), abs=0.08)
 
 
 @pytest.mark.parametrize("size", [(40, 60), (128, 50), (1, 1), (1, 90), (127, 128)])
@@ -194,11 +196,11 @@ def noise(batch: int, size: int = 24) -> torch.Tensor:
 
 @pytest.mark.parametrize("change", [data.stain_jitter, data.colour_jitter, data.blur])
 def test_strength_zero_changes_nothing_and_a_seed_fixes_the_rest(change):
-    pixels = noise(6)
-    assert torch.equal(change(pixels, draws(6), 0.0), pixels)
-    torch.testing.assert_close(change(pixels, draws(6), 1e-6), pixels, rtol=0, atol=0.01)
-    assert torch.equal(change(pixels, draws(6), 0.3), change(pixels, draws(6), 0.3))
-    assert not torch.equal(change(pixels, draws(6), 0.9), change(pixels, draws(6, seed=1), 0.9))
+    pixels = noise(30)
+    assert torch.equal(change(pixels, draws(30), 0.0), pixels)
+    torch.testing.assert_close(change(pixels, draws(30), 1e-6), pixels, rtol=0, atol=0.01)
+    assert torch.equal(change(pixels, draws(30), 0.3), change(pixels, draws(30), 0.3))
+    assert not torch.equal(change(pixels, draws(30), 0.9), change(pixels, draws(30, seed=1), 0.9))
 
 
 def test_stain_jitter_scales_and_shifts_each_dye():
@@ -232,7 +234,9 @@ def test_colour_jitter_by_hand():
     x = noise(1).double()
     mixed = saturation * x + (1 - saturation) * x.mean(1, keepdim=True)
     expected = brightness * (contrast * mixed + (1 - contrast) * mixed.mean())
-    torch.testing.assert_close(data.colour_jitter(noise(1), draws(1), 0.2).double(), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        data.colour_jitter(noise(1), draws(1), 0.2).double(), expected, atol=1e-3, rtol=0
+    )
 
 
 def test_blur_is_a_gaussian_on_one_crop_in_three():
@@ -242,7 +246,9 @@ def test_blur_is_a_gaussian_on_one_crop_in_three():
     row = data.blur(dot, draws(batch), 1.0)[:, 0, 7].double().numpy()
     blurred = row[:, 8] > 0
     assert blurred.mean() == pytest.approx(1 / 3, abs=0.1)
-    sigma = 1 / np.sqrt(2 * np.log(row[blurred, 7] / row[blurred, 8]))  # neighbours fall as exp(-1 / 2 sigma^2)
+    sigma = 1 / np.sqrt(
+        2 * np.log(row[blurred, 7] / row[blurred, 8])
+    )  # neighbours fall as exp(-1 / 2 sigma^2)
     assert sigma.max() <= 1.001
     pixels = noise(batch)
     after = data.blur(pixels, draws(batch), 1.0)

@@ -85,7 +85,9 @@ def test_impossible_parameters_are_refused(wrong, message):
 
 
 def test_parameters_make_a_run():
-    config, root, results, device = notebooks.notebook_config(GIVEN | {"epochs": 2, "dataset": "monuseg"}, NAMES)
+    config, root, results, device = notebooks.notebook_config(
+        GIVEN | {"epochs": 2, "dataset": "monuseg"}, NAMES
+    )
     assert config == make_config("sample", epochs=2)
     assert (root.name, results.name, device) == ("prepared", "results", "auto")
 
@@ -161,7 +163,9 @@ def test_page_says_whose_numbers_it_has(page):
 
 
 def test_pictures_have_a_text_and_their_source(page):
-    pictures = [(c, o) for c, o in outputs(page) if {"image/svg+xml", "image/jpeg"} & o.get("data", {}).keys()]
+    pictures = [
+        (c, o) for c, o in outputs(page) if {"image/svg+xml", "image/jpeg"} & o.get("data", {}).keys()
+    ]
     assert len(pictures) == 10
     for cell, output in pictures:
         assert cell.metadata.mystnb.image.alt == output.data["text/plain"]
@@ -196,11 +200,18 @@ def real_run(results: Path, seed: int, profile: str = "paper", kind: str = "real
 
     config = make_config(profile, seed=seed)
     folder, rng = run_folder(config, results), np.random.default_rng(seed)
-    card = {"name": "MoNuSeg", "kind": kind, "manifest_sha256": "0" * 64, "counts": {"train": 24, "val": 6, "test": 14}}
+    card = {
+        "name": "MoNuSeg",
+        "kind": kind,
+        "manifest_sha256": "0" * 64,
+        "counts": {"train": 24, "val": 6, "test": 14},
+    }
     histogram, rows = np.zeros((2, BINS), np.int64), []
     for organ in ("brain", "lung", "colon"):
         labels = np.kron(rng.permutation(16).reshape(4, 4) % 5, np.ones((12, 12), int))
-        probability = np.clip((labels > 0) * 0.6 + rng.uniform(0, 0.45, labels.shape), 0, 1).astype(np.float32)
+        probability = np.clip((labels > 0) * 0.6 + rng.uniform(0, 0.45, labels.shape), 0, 1).astype(
+            np.float32
+        )
         row = {"name": f"TCGA-{organ}", "group": f"TCGA-{organ}", "organ": organ, "height": 48, "width": 48}
         rows.append(row | image_metrics(probability, labels > 0, labels, total=histogram))
     device = hardware(torch.device("cpu"))
@@ -209,9 +220,23 @@ def real_run(results: Path, seed: int, profile: str = "paper", kind: str = "real
     columns = ("lr", "drop_rate", "loss", "loss_ce", "loss_dice", "val_miou", "val_dice", "val_ap")
     history = pd.DataFrame({"epoch": epochs} | {key: epochs / 10 for key in columns})
     history.to_csv(folder / "history.csv", index=False)
-    about = {"status": "done", "config": config.to_dict(), "data": card, "code_sha256": "1" * 64, "precision": "bf16"}
-    about |= {"wall_s": 5400, "images_per_s": 12.5, "peak_memory_mb": 900, "best_epoch": 3, "parameters": 6440000}
-    write_json(folder / "run.json", about | {"libraries": libraries(), "hardware": device, "fingerprint": "2"})
+    about = {
+        "status": "done",
+        "config": config.to_dict(),
+        "data": card,
+        "code_sha256": "1" * 64,
+        "precision": "bf16",
+    }
+    about |= {
+        "wall_s": 5400,
+        "images_per_s": 12.5,
+        "peak_memory_mb": 900,
+        "best_epoch": 3,
+        "parameters": 6440000,
+    }
+    write_json(
+        folder / "run.json", about | {"libraries": libraries(), "hardware": device, "fingerprint": "2"}
+    )
     return folder
 
 
@@ -219,7 +244,12 @@ def real_run(results: Path, seed: int, profile: str = "paper", kind: str = "real
 def runs(tmp_path_factory) -> Path:
     """A results folder with two seeds of the full recipe, a shorter run, and one on sample data."""
     results = tmp_path_factory.mktemp("results")
-    for seed, profile, kind in ((0, "paper", "real"), (1, "paper", "real"), (0, "short", "real"), (0, "sample", "sample")):
+    for seed, profile, kind in (
+        (0, "paper", "real"),
+        (1, "paper", "real"),
+        (0, "short", "real"),
+        (0, "sample", "sample"),
+    ):
         real_run(results, seed, profile, kind)
     return results
 
@@ -239,11 +269,16 @@ def test_measured_page(runs, tmp_path):
     page = nbformat.read(tmp_path / "page.ipynb", as_version=4)
     text = markdown(page)
     assert page.cells[0].source.startswith("# MoNuSeg: measured on real images\n")
-    assert "**Measured on real data.** Runs: `MoNuSeg/CSAMNet-S-paper-seed0`, `MoNuSeg/CSAMNet-S-paper-seed1`" in text
+    assert (
+        "**Measured on real data.** Runs: `MoNuSeg/CSAMNet-S-paper-seed0`, `MoNuSeg/CSAMNet-S-paper-seed1`"
+        in text
+    )
     assert "| CSAMNet-S, paper | mIoU | 80.31 % |" in text
     assert "| CSAMNet-L | mIoU | 80.76 % |   |   |   | *not run* |   |" in text
     assert "sample data" not in text
-    kinds = [kind for _, output in outputs(page) for kind in output.get("data", {}) if kind.startswith("image/")]
+    kinds = [
+        kind for _, output in outputs(page) for kind in output.get("data", {}) if kind.startswith("image/")
+    ]
     assert kinds == ["image/svg+xml"] * 6  # no photographs
 
 
@@ -273,7 +308,9 @@ def test_differences_have_a_sign():
 
 
 def test_paper_scores():
-    assert tables.paper_scores("MoNuSeg", "CSAMNet-S") == pytest.approx({"miou": 0.8031, "ap": 0.9111, "auc": 0.9715})
+    assert tables.paper_scores("MoNuSeg", "CSAMNet-S") == pytest.approx(
+        {"miou": 0.8031, "ap": 0.9111, "auc": 0.9715}
+    )
     assert tables.paper_scores("MoNuSeg", "CSAMNet-M") == pytest.approx({"miou": 0.8034})
     assert tables.paper_scores("MoNuSeg", "CSAMNet-XS") == {}
     assert tables.paper_scores("CPM17", "CSAMNet-S") == {}
@@ -311,6 +348,8 @@ def test_found_objects_by_hand():
     probability = np.zeros((40, 40), np.float32)
     probability[2:12, 2:12] = 0.9  # the first is found, the second by a fifth
     probability[20:32, 29:38] = 0.9
-    view = notebooks.View("v", "o", np.zeros((40, 40, 3), np.uint8), labels > 0, labels, probability, 0.5, 0.5)
+    view = notebooks.View(
+        "v", "o", np.zeros((40, 40, 3), np.uint8), labels > 0, labels, probability, 0.5, 0.5
+    )
     table = notebooks.found_objects([view], 0.5)
     assert table.to_dict("list") == {"area": [25.0, 36.0], "found": [True, False]}

@@ -1,224 +1,415 @@
-"""Training on a tiny tree of bright discs: it learns, it resumes to the bit, it stops where it must."""
+"""Training: exact seeds, runs that are killed and go on, and every number of the loop by hand."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
-from skimage.draw import disk
+from tiny import make_tree, settings
+from torch import nn
 
-from csamnet import train as training
-from csamnet.config import make_config
-from csamnet.files import InputError, sha256_file
-from csamnet.images import write_image
-from csamnet.paths import ROOT
-from csamnet.prepare import prepare
-from csamnet.results import fingerprint, is_done, read_run
-from csamnet.train import best_epoch, set_learning_rate, train, update_average
+from csamnet import results
+from csamnet import train as module
+from csamnet.data import Atlas, load_split
+from csamnet.evaluate import build_model, load_run, validate, validation_scores
+from csamnet.files import InputError
+from csamnet.losses import dice_loss, segmentation_loss
+from csamnet.model import CSAMNet
+from csamnet.train import (
+    best_epoch,
+    parameter_groups,
+    recalibrate,
+    seed_step,
+    set_learning_rate,
+    train,
+    update_average,
+)
 
-TINY = {"epochs": 3, "steps_per_epoch": 2, "batch": 4, "warmup": 0.2}
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    """A prepared data set of six images with purple discs on pink."""
-    folder, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
-    for number in range(6):
-        split = ("train", "train", "train", "val", "test", "test")[number]
-        image, labels = rng.normal((230, 180, 200), 8, (160, 176, 3)), np.zeros((160, 176), np.uint16)
-        for label in range(1, 13):
-            where = disk(rng.integers(10, 150, 2), rng.integers(6, 12), shape=labels.shape)
-            image[where], labels[where] = rng.normal((90, 60, 140), 8, (len(where[0]), 3)), label
-        for kind, plane in (("img", image.clip(0, 255).astype(np.uint8)), ("inst", labels)):
-            write_image(folder / "made" / split / kind / f"P-{number}-x.png", plane)
-    prepare("MoNuSeg", folder / "made", folder / "root")
-    return folder / "root"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = settings(epochs=3)
+CLOCK = ["seconds", "images_per_s"]
 
 
-def config(**changes):
-    return make_config("sample", **(TINY | changes))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "weights.safetensors")
 
 
-def same(a: Path, b: Path) -> bool:
-    one, other = weights(a), weights(b)
+def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def scores(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / "history.csv").drop(columns=["seconds", "images_per_s"])
+def history(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "history.csv")
+
+
+def steps(into: list):
+    return lambda done, total: into.append((done, total))
+
+
+def run_python(program: Path | str, *arguments, **environment: str) -> subprocess.CompletedProcess:
+    """Run a program file in a process of its own, with this project and these tests to import."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = (
+        os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(torch.get_num_threads())} | environment
+    )
+    command = [sys.executable, str(program), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
-def finished(root, tmp_path_factory) -> Path:
-    return train(config(), root, results=tmp_path_factory.mktemp("results"), device="cpu")
+def whole(tree, tmp_path_factory) -> Path:
+    """A run that nothing stopped."""
+    return train(CONFIG, tree, results=tmp_path_factory.mktemp("whole"), device="cpu")
 
 
-def test_run_folder_says_where_its_numbers_come_from(finished, root):
-    run = read_run(finished)
-    assert run["status"] == "done"
-    assert run["data"]["kind"] == "real"
-    assert run["data"]["manifest_sha256"] == sha256_file(root / "MoNuSeg" / "manifest.csv")
-    assert run["parameters"] == 429_900
-    assert {"torch", "python"} <= run["libraries"].keys()
-    assert run["wall_s"] > 0 < run["images_per_s"]
-    assert not (finished / "checkpoint.safetensors").exists()
-    assert len(scores(finished)) == 3
+# ---------------------------------------------------------------------------------------- a whole run
 
 
-def test_same_seed_same_bits_other_seed_others(finished, root, tmp_path):
-    assert same(finished, train(config(), root, results=tmp_path / "a", device="cpu"))
-    assert not same(finished, train(config(seed=1), root, results=tmp_path / "b", device="cpu"))
+def test_what_a_run_leaves(whole, tree):
+    assert whole.parts[-2:] == ("MoNuSeg", "CSAMNet-XS-sample-seed0")
+    assert {path.name for path in whole.iterdir()} == {"run.json", "history.csv", "weights.safetensors"}
+    about, table = json.loads((whole / "run.json").read_text()), history(whole)
+    assert about["status"] == "done"
+    assert about["config"] == CONFIG.to_dict()
+    assert about["parameters"] == 429_900
+    card = json.loads((tree / "MoNuSeg" / "dataset.json").read_text())
+    assert about["data"] == {key: card[key] for key in ("name", "kind", "manifest_sha256", "counts")}
+    assert {"torch", "numpy", "python"} <= about["libraries"].keys()
+    assert {"device", "processor", "cores", "processes"} <= about["hardware"].keys()
+    assert about["wall_s"] == pytest.approx(table["seconds"].sum(), abs=0.1)
+    assert about["images_per_s"] == pytest.approx(table["images_per_s"].median(), abs=0.01)
+    assert about["peak_memory_mb"] > 50
+    best = int(table["val_miou"].argmax())
+    assert about["best_epoch"] == best + 1
+    assert about["best_val_miou"] == pytest.approx(table["val_miou"][best], abs=1e-5)
+    with safe_open(whole / "weights.safetensors", "pt") as stream:
+        assert json.loads(stream.metadata()["config"]) == CONFIG.to_dict()
+    assert table["epoch"].tolist() == [1, 2, 3]
+    assert table["step"].tolist() == [2, 4, 6]
+    np.testing.assert_allclose(table["drop_rate"], [0.15 * n / 29 for n in (5, 15, 25)], rtol=1e-5)
+    np.testing.assert_allclose(table["loss"], table["loss_ce"] + table["loss_dice"], rtol=1e-4)
 
 
-def test_finished_run_is_not_repeated(finished, root):
-    before = sha256_file(finished / "run.json")
-    assert train(config(), root, results=finished.parents[1], device="cpu") == finished
-    assert sha256_file(finished / "run.json") == before
+def test_kept_weights_are_those_that_were_scored(whole, tree):
+    model, config = load_run(whole, "cpu")
+    scores = validation_scores(*validate(model, load_split(tree, "MoNuSeg", "val"), config))
+    best = history(whole).iloc[json.loads((whole / "run.json").read_text())["best_epoch"] - 1]
+    assert scores == pytest.approx(best[list(scores)].to_dict(), rel=1e-5)
 
 
-def test_learns_and_beats_its_beginning(root, tmp_path):
-    folder = train(config(epochs=4, steps_per_epoch=15, lr=5e-3, ema=0.9), root, results=tmp_path, device="cpu")
-    history = scores(folder)
-    assert history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
-    assert history["val_ap"].iloc[-1] > max(0.6, history["val_ap"].iloc[0])
+def test_it_learns(run, tree):
+    table = history(run)
+    assert table["loss"].iloc[-1] < table["loss"].iloc[0] - 0.1
+    torch.manual_seed(0)
+    config = settings()
+    untrained = validation_scores(*validate(build_model(config), load_split(tree, "MoNuSeg", "val"), config))
+    assert table["val_ap"].max() > 0.9 > 0.7 > untrained["val_ap"]
+    assert table["val_miou"].max() > untrained["val_miou"] + 0.1
 
+
+def test_a_finished_run_is_not_repeated(whole, tree):
+    before = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
+    assert train(CONFIG, tree, results=whole.parents[1], on_step=pytest.fail) == whole
+    assert {path: path.stat().st_mtime_ns for path in whole.iterdir()} == before
+
+
+class Started(Exception):
+    pass
+
+
+def begins(config, root, results: Path) -> int:
+    """The step that a training begins with; it is stopped there."""
+
+    def stop(done, total):
+        raise Started(done)
+
+    with pytest.raises(Started) as caught:
+        train(config, root, results=results, device="cpu", on_step=stop)
+    return caught.value.args[0]
+
+
+def test_a_run_is_stale_when_configuration_data_or_code_changed(whole, tree, tmp_path, monkeypatch):
+    def copy(name):
+        return Path(shutil.copytree(whole.parents[1], tmp_path / name))
+
+    assert begins(settings(epochs=3, lr=1e-3), tree, copy("lr")) == 1
+    other = make_tree(tmp_path, {"train": 3, "val": 2, "test": 2})
+    assert begins(CONFIG, other, copy("data")) == 1
+    monkeypatch.setattr(results, "code_sha256", lambda step: "other")
+    stale = copy("code")
+    assert begins(CONFIG, tree, stale) == 1
+    with pytest.raises(InputError, match="the training has not ended"):
+        load_run(stale / whole.relative_to(whole.parents[1]), "cpu")
+
+
+# ---------------------------------------------------------------------------------- stops and goes on
 
 KILLED = """
-import sys
-from csamnet.config import make_config
-from csamnet.train import train
-train(make_config("sample", **{settings}), sys.argv[1], results=sys.argv[2], device="cpu",
-      on_step=lambda done, all: print("step", done, flush=True))
+import os, signal, sys
+import csamnet.train as module
+from csamnet.files import atomic
+from tiny import settings
+
+root, results, moment = sys.argv[1:]
+
+def at_step(done, total):
+    print(done, flush=True)
+    if moment == "step 5" and done == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def while_saving(state, path, **about):
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "saving":
+    module.save_weights = while_saving
+module.train(settings(epochs=3), root, results=results, device="cpu", on_step=at_step)
 """
 
 
-@pytest.mark.parametrize("after", [1, 3, 5])
-def test_killed_run_ends_with_the_same_bits(finished, root, tmp_path, after):
-    """SIGKILL in the middle of an epoch; the same command goes on from the last checkpoint."""
-    code = KILLED.replace("{settings}", repr(TINY))
-    arguments = [sys.executable, "-c", code, str(root), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        for line in process.stdout:
-            if line.strip() == f"step {after}":
-                process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    folder = tmp_path / finished.relative_to(finished.parents[1])
-    assert not (folder / "weights.safetensors").exists()
-    assert train(config(), root, results=tmp_path, device="cpu") == folder
-    assert same(folder, finished)
-    pd.testing.assert_frame_equal(scores(folder), scores(finished))
+def test_killed_twice_and_resumed_it_ends_with_the_same_bits(whole, tree, tmp_path):
+    program, out = tmp_path / "program.py", tmp_path / "results"
+    program.write_text(KILLED)
+    folder = out / whole.relative_to(whole.parents[1])
+    for moment, seen in (("step 5", "1 2 3 4 5"), ("saving", "5 6")):
+        done = run_python(program, tree, out, moment, PYTHONWARNINGS="error")
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert done.stdout.split() == seen.split()
+        assert json.loads((folder / "run.json").read_text())["status"] == "training"
+        with safe_open(folder / "checkpoint.safetensors", "pt") as stream:
+            assert len(json.loads(stream.metadata()["history"])) == 2
+    seen = []
+    assert train(CONFIG, tree, results=out, device="cpu", on_step=steps(seen)) == folder
+    assert seen == [(5, 6), (6, 6)]
+    assert same(tensors(folder), tensors(whole))
+    pd.testing.assert_frame_equal(
+        history(folder).drop(columns=CLOCK), history(whole).drop(columns=CLOCK), check_exact=True
+    )
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
 
-def test_not_a_number_stops_with_the_last_checkpoint_kept(root, tmp_path, monkeypatch):
-    real = training.segmentation_loss
+def test_another_seed_is_another_run(tree, tmp_path):
+    one, other = (
+        tensors(train(settings(epochs=1, steps_per_epoch=1, seed=seed), tree, results=tmp_path, device="cpu"))
+        for seed in (1, 2)
+    )
+    assert not any(torch.equal(one[key], other[key]) for key in one if key.endswith("weight"))
+
+
+def poison(monkeypatch, step: int, gradient_only: bool = False) -> None:
+    """Make the loss, or only its gradient, NaN in a step counted from 1."""
     calls = []
 
-    def poisoned(*args):
+    def loss(logits, target, dice):
         calls.append(1)
-        return real(*args) if len(calls) <= 2 else tuple(part * float("nan") for part in real(*args))
+        total, *parts = segmentation_loss(logits, target, dice)
+        if len(calls) == step and gradient_only:
+            logits.register_hook(lambda gradient: gradient * math.nan)
+        elif len(calls) == step:
+            total = total * math.nan
+        return total, *parts
 
-    monkeypatch.setattr(training, "segmentation_loss", poisoned)
-    with pytest.raises(InputError, match=r"no longer a number[\s\S]*epoch 2[\s\S]*learning rate"):
-        train(config(), root, results=tmp_path, device="cpu")
-    folder = next(tmp_path.glob("*/*"))
-    assert (folder / "checkpoint.safetensors").exists()
+    monkeypatch.setattr(module, "segmentation_loss", loss)
+
+
+@pytest.mark.parametrize(("step", "gradient_only"), [(3, False), (4, True)])
+def test_nan_stops_and_the_last_checkpoint_stays(whole, tree, tmp_path, monkeypatch, step, gradient_only):
+    folder = tmp_path / whole.relative_to(whole.parents[1])
+    with monkeypatch.context() as patch:
+        poison(patch, step, gradient_only)
+        with pytest.raises(InputError, match=r"no longer a number(?s:.*)epoch 2 \(steps 3") as caught:
+            train(CONFIG, tree, results=tmp_path, device="cpu")
+    assert "lower the learning rate (now 0.004)" in str(caught.value)
+    assert all(value.isfinite().all() for value in load_file(folder / "checkpoint.safetensors").values())
+    assert len(history(folder)) == 1
     assert not (folder / "weights.safetensors").exists()
-    assert len(scores(folder)) == 1
+    assert begins(settings(epochs=3, lr=1e-3), tree, Path(shutil.copytree(tmp_path, tmp_path / "copy"))) == 1
+    seen = []
+    train(CONFIG, tree, results=tmp_path, device="cpu", on_step=steps(seen))
+    assert seen[0] == (3, 6)
+    assert same(tensors(folder), tensors(whole))
 
 
-def test_two_processes_share_a_batch(root, tmp_path):
-    """Two CPU processes through Fabric: the run ends, with one set of files and finite scores."""
-    code = KILLED.replace("{settings}", repr(TINY)).replace('device="cpu"', 'device="cpu", devices=2')
-    script = tmp_path / "two.py"
-    script.write_text(code)
-    arguments = [sys.executable, str(script), str(root), str(tmp_path / "results")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    folder = next((tmp_path / "results").glob("*/*"))
-    assert read_run(folder)["hardware"]["processes"] == 2
-    history = scores(folder)
-    assert len(history) == 3
-    assert np.isfinite(history.to_numpy(float)).all()
+# ---------------------------------------------------------------------------------- several processes
+
+TOGETHER = """
+import hashlib, sys
+from pathlib import Path
+import csamnet.train as module
+from safetensors.torch import save
+from tiny import settings
+
+root, results, log = sys.argv[1:]
+score = module.score
+
+def noted(fabric, ema, samples, config):
+    scores = score(fabric, ema, samples, config)
+    line = f"{hashlib.sha256(save(ema.state_dict())).hexdigest()} {len(samples)} {scores}"
+    with Path(log, f"{fabric.global_rank} of {fabric.world_size}").open("a") as stream:
+        print(line, file=stream)
+    return scores
+
+module.score = noted
+module.train(settings(batch=4, seed=3), root, results=results, device="cpu", devices=2)
+"""
 
 
-def test_batch_that_cannot_be_shared_is_refused(root, tmp_path):
-    with pytest.raises(InputError, match="a number of 2 or more"):
-        config(batch=1)
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
+def test_two_processes_train_one_network(tree, tmp_path):
+    program, log, out = tmp_path / "program.py", tmp_path / "log", tmp_path / "results"
+    program.write_text(TOGETHER)
+    log.mkdir()
+    done = run_python(program, tree, out, log)
+    assert done.returncode == 0, done.stderr
+    first, second = (Path(log, f"{rank} of 2").read_text().splitlines() for rank in (0, 1))
+    assert first == second, "the same weights and scores on both"
+    assert len(set(first)) == 2, "two epochs"
+    folder = out / "MoNuSeg" / "CSAMNet-XS-sample-seed3"
+    assert {path.name for path in folder.iterdir()} == {"run.json", "history.csv", "weights.safetensors"}
+    assert json.loads((folder / "run.json").read_text())["hardware"]["processes"] == 2
+    assert np.isfinite(history(folder).to_numpy()).all()
+    assert all(value.isfinite().all() for value in tensors(folder).values())
+    test_kept_weights_are_those_that_were_scored(folder, tree)
 
 
-def test_stale_when_and_only_when_configuration_data_or_code_changed(finished, root, monkeypatch):
-    card = json.loads((root / "MoNuSeg" / "dataset.json").read_text())["manifest_sha256"]
-    fresh = fingerprint(config(), card)
-    assert is_done(finished, fresh)
-    assert not is_done(finished, fingerprint(config(lr=1e-4), card))
-    assert not is_done(finished, fingerprint(config(), "other data"))
-    monkeypatch.setattr("csamnet.results.code_sha256", lambda step: "other code")
-    assert not is_done(finished, fingerprint(config(), card))
+def test_what_cannot_be_started(tree, tmp_path, monkeypatch):
+    def refused(message, config=CONFIG, root=tree, **options):
+        with pytest.raises(InputError, match=message):
+            train(config, root, results=tmp_path / "results", **options)
+        assert not (tmp_path / "results").exists()
+
+    refused("fp16 cannot be trained on a CPU", settings(precision="fp16"), device="cpu")
+    refused("not so many devices", device="cpu", devices=0)
+    refused("not so many devices", device="cpu", devices=10_000)
+    refused("unknown device", device="tpu")
+    refused("csamnet prepare PUMA", settings(dataset="PUMA"))
+    if not torch.cuda.is_available():
+        refused("no CUDA device", device="cuda")
+    monkeypatch.setattr(module, "launch", lambda *_: SimpleNamespace(world_size=2))
+    refused("2 crops for each of 2 processes")
+    monkeypatch.undo()
+    empty = make_tree(tmp_path, {"train": 1, "test": 1}, allow_partial=True)
+    refused("the split 'val' of MoNuSeg is empty", root=empty, device="cpu")
 
 
-def test_comments_and_docstrings_do_not_make_stale(monkeypatch, tmp_path):
-    from csamnet import results
-
-    for name, text in {"a": "x = 1\n", "b": '"""Says."""\n\n\nx = 1  # one\n', "c": "x = 2\n"}.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
-    monkeypatch.setattr(results, "CODE", {name: (name,) for name in "abc"})
-    assert results.code_sha256("a") == results.code_sha256("b") != results.code_sha256("c")
+# -------------------------------------------------------------------------------------- parts by hand
 
 
-def test_learning_rate_warms_up_and_follows_a_cosine():
-    plan = make_config("sample", epochs=10, steps_per_epoch=10, warmup=0.1, lr=0.01)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
-    rates = [set_learning_rate(optimizer, plan, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.001)
-    assert rates[9] == pytest.approx(0.01)
-    assert rates[55] == pytest.approx(0.005)
-    assert rates[99] == pytest.approx(0.005 * (1 + math.cos(math.pi * 89 / 90)))
-    assert optimizer.param_groups[0]["lr"] == rates[99]
+def test_learning_rate_by_hand():
+    config = settings(epochs=10, steps_per_epoch=10, warmup=0.1, lr=0.5)
+    optimizer = torch.optim.AdamW([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)]}])
+    expected = {0: 0.05, 4: 0.25, 9: 0.5, 10: 0.5, 40: 0.375, 55: 0.25, 70: 0.125, 100: 0.0}
+    for step, lr in expected.items():
+        assert set_learning_rate(optimizer, config, step) == pytest.approx(lr, abs=1e-12)
+        assert all(group["lr"] == pytest.approx(lr, abs=1e-12) for group in optimizer.param_groups)
+    rates = [set_learning_rate(optimizer, config, step) for step in range(100)]
+    assert min(rates) > 0
+    without = settings(epochs=1, steps_per_epoch=4, warmup=0.0, lr=0.5)
+    assert set_learning_rate(optimizer, without, 0) == 0.5
 
 
 def test_average_of_weights_by_hand():
-    average, network = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    torch.nn.init.constant_(average.weight, 1.0)
-    torch.nn.init.constant_(network.weight, 3.0)
-    update_average(average, network, 0.9)
-    assert average.weight.item() == pytest.approx(1.2)
+    network, ema = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    for value, weights in ((4.0, network), (1.0, ema)):
+        nn.init.constant_(weights.weight, value)
+    update_average(ema, network, 0.75)
+    assert ema.weight.item() == pytest.approx(1.75)
+    update_average(ema, network, 0.5)
+    assert ema.weight.item() == pytest.approx(2.875)
+    assert network.weight.item() == 4
 
 
-def test_best_epoch_is_the_first_of_the_highest():
-    assert best_epoch([{"val_miou": value} for value in (0.5, 0.7, 0.7, 0.6)]) == 2
+def test_statistics_of_the_averaged_weights(tree, tmp_path):
+    torch.manual_seed(0)
+    config, model = settings(), CSAMNet(4).eval()
+    atlas = Atlas(load_split(tree, "MoNuSeg", "train"), torch.device("cpu"), cache=tmp_path)
+    recalibrate(model, atlas, config, batches=3)
+    generator = torch.Generator().manual_seed(config.seed)
+    stage, means, variances = model.encoder[0], [], []
+    for _ in range(3):
+        x = stage.conv1(nn.functional.max_pool2d(atlas.crops(config, config.batch, generator)[0], 2))
+        means.append(x.mean((0, 2, 3)))
+        variances.append(x.var((0, 2, 3)))
+    torch.testing.assert_close(stage.bn1.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stage.bn1.running_var, torch.stack(variances).mean(0), rtol=1e-4, atol=1e-5)
+    assert not model.training
+    assert (stage.bn1.momentum, model.head.body[0][1].momentum) == (0.1, 3e-4)
 
 
-def test_no_half_written_run(root, tmp_path, monkeypatch):
-    """A full disk while the checkpoint is written: an error, and no file that looks whole."""
+def test_only_weights_decay():
+    network = CSAMNet(4)
+    decay, rest = parameter_groups(network, 0.1)
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0)
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert len(decay["params"]) + len(rest["params"]) == len(names)
+    kept = {names[id(p)] for p in rest["params"]}
+    norms = {
+        f"{name}.{kind}"
+        for name, m in network.named_modules()
+        if isinstance(m, nn.BatchNorm2d)
+        for kind in ("weight", "bias")
+    }
+    scalars = {name for name in names.values() if "weight_pooled" in name or "weight_variance" in name}
+    assert kept >= norms | scalars | {name for name in names.values() if name.endswith(".bias")}
+    assert {"encoder.0.conv1.weight", "head.classify.weight"} <= {names[id(p)] for p in decay["params"]}
 
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
-        train(config(epochs=1), root, results=tmp_path, device="cpu")
-    folder = next(tmp_path.glob("*/*"))
-    assert sorted(path.name for path in folder.iterdir()) == ["run.json"]
-    assert read_run(folder)["status"] == "training"
+def test_every_step_and_process_has_its_own_random_numbers():
+    drawn = set()
+    for seed, step, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        stub = SimpleNamespace(global_rank=rank, device=torch.device("cpu"))
+        generator = seed_step(seed, step, stub)
+        drawn |= {torch.rand(1, generator=generator).item(), torch.rand(1).item()}
+        again = seed_step(seed, step, stub)
+        assert torch.rand(1, generator=again).item() in drawn
+    assert len(drawn) == 8
 
 
-def test_time_is_counted_over_epochs(finished):
-    history = pd.read_csv(finished / "history.csv")
-    assert read_run(finished)["wall_s"] == pytest.approx(history["seconds"].sum(), abs=0.1)
+def test_best_epoch_by_hand():
+    def rows(*values):
+        return [{"val_miou": value} for value in values]
+
+    assert best_epoch(rows(0.2, 0.5, 0.5, 0.4)) == 2
+    assert best_epoch(rows(math.nan, 0.1, math.nan)) == 2
+    assert best_epoch(rows(math.nan, math.nan)) == 1
+
+
+def test_weights_of_the_best_epoch_are_kept(tree, tmp_path, monkeypatch):
+    seen, scores = [], iter([0.2, 0.9, 0.9])
+
+    def score(fabric, ema, samples, config):
+        seen.append({key: value.clone() for key, value in ema.state_dict().items()})
+        return {"val_miou": next(scores), "val_dice": 0.0, "val_ap": 0.0}
+
+    monkeypatch.setattr(module, "score", score)
+    folder = train(settings(epochs=3, steps_per_epoch=1), tree, results=tmp_path, device="cpu")
+    assert [same(tensors(folder), state) for state in seen] == [False, True, False]
+
+
+def test_losses_by_hand():
+    probability = torch.tensor([[[[0.9, 0.2], [0.4, 0.5]]]])
+    logits = torch.cat([(1 - probability).log(), probability.log()], 1)
+    target = torch.tensor([[[1, 0], [1, 0]]], dtype=torch.uint8)
+    dice = 1 - (2 * (0.9 + 0.4) + 1) / (2.0 + 2 + 1)
+    cross_entropy = -np.log([0.9, 0.8, 0.4, 0.5]).mean()
+    assert dice_loss(logits, target).item() == pytest.approx(dice, abs=1e-6)
+    total, *parts = segmentation_loss(logits, target, 0.5)
+    assert [part.item() for part in parts] == pytest.approx([cross_entropy, dice], abs=1e-6)
+    assert total.item() == pytest.approx(cross_entropy + 0.5 * dice, abs=1e-6)
+    blank = torch.full_like(logits, -20.0)
+    blank[:, 0] = 20
+    assert dice_loss(blank, torch.zeros_like(target)).item() == pytest.approx(0, abs=1e-6)
