@@ -56,7 +56,13 @@ def _plain(text: object) -> str:
 @contextmanager
 def bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar in a terminal (a line now and then where there is none); yields `tick(done, all)`."""
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -183,7 +189,9 @@ def predict(
     with bar("Predicting") as tick:
         table = predict_files(model, images, out, threshold=threshold, mpp=mpp, tta=tta or None, on_image=tick)
     for row in table.to_dict("records"):
-        console.print(f"{row['image']}: {row['nuclei']} nuclei, {100 * row['coverage']:.1f} % of the image", soft_wrap=True)
+        console.print(
+            f"{row['image']}: {row['nuclei']} nuclei, {100 * row['coverage']:.1f} % of the image", soft_wrap=True
+        )
     console.print(out, soft_wrap=True)
 
 
@@ -205,5 +213,3 @@ def bench(device: Device = "auto"):
     from csamnet.bench import run_bench
 
     run_bench(device, console)
-
-

@@ -55,7 +55,9 @@ def pick_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    fast = (
+        getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    )
     return "bf16" if device.type == "cpu" and fast else "fp32"
 
 
@@ -188,9 +190,7 @@ def evaluate(
     predict, histogram, rows = predictor(model, config), np.zeros((2, BINS), np.int64), []
     for done, sample in enumerate(samples, 1):
         image = sample.image()
-        row = image_metrics(
-            predict(image), sample.mask(), sample.labels(), threshold=config.threshold, total=histogram
-        )
+        row = image_metrics(predict(image), sample.mask(), sample.labels(), threshold=config.threshold, total=histogram)
         place = {"name": sample.name, "group": sample.group, "organ": sample.organ}
         rows.append(place | {"height": image.shape[0], "width": image.shape[1]} | row)
         if on_image:

@@ -1,7 +1,7 @@
 """An explorer of test images, layers and thresholds, with a kernel or, from stored state, without one.
 
-A frame is one `<img>`: a transparent PNG of a few colours, whose background is the photograph. That is sent once, in
-a style sheet, so that a page with a hundred frames stays small.
+A frame is one `<img>`: a transparent PNG of a few colours, whose background is the photograph. That is sent
+once, in a style sheet, so that a page with a hundred frames stays small.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from skimage.segmentation import find_boundaries
 
 from csamnet.figures import ERRORS, View, error_pixels, spread
 from csamnet.metrics import confusion, from_counts
-from csamnet.tables import show
+from csamnet.tables import TITLES, show
 
 LAYERS = ("errors", "outlines", "probability", "photograph")
 CLEAR, YELLOW, BLACK = (0, 0, 0, 0), (240, 228, 66, 255), (0, 0, 0, 255)
@@ -28,9 +28,7 @@ COLOURS = {
     "photograph": [CLEAR],
     "outlines": [CLEAR, BLACK, YELLOW],
     "errors": [CLEAR, *((*rgb, alpha) for rgb, alpha in zip(ERRORS.values(), (130, 230, 230), strict=True))],
-    "probability": [
-        tuple(colour) for colour in colormaps["cividis"](np.linspace(0, 1, 16), bytes=True).tolist()
-    ],
+    "probability": [tuple(colour) for colour in colormaps["cividis"](np.linspace(0, 1, 16), bytes=True).tolist()],
 }
 LEGENDS = {
     "photograph": "The image as the network sees it.",
@@ -43,14 +41,12 @@ LEGENDS = {
 class Explorer:
     """Choose an image, a layer and a threshold.
 
-    `widget()` stores the frames of all `thresholds` (percent) of at most four images, which the browser shows by
-    itself; `widget(live=True)` has all images, and asks the kernel for each frame, at any whole percent. Frames
-    have up to `side` pixels a side.
+    `widget()` stores the frames of all `thresholds` (percent) of at most four images, which the browser shows
+    by itself; `widget(live=True)` has all images, and asks the kernel for each frame, at any whole percent.
+    Frames have up to `side` pixels a side.
     """
 
-    def __init__(
-        self, views: Sequence[View], thresholds: Sequence[int] = range(10, 100, 10), side: int = 512
-    ):
+    def __init__(self, views: Sequence[View], thresholds: Sequence[int] = range(10, 100, 10), side: int = 512):
         self.views, self.thresholds, self.side = list(views), list(thresholds), side
 
     def widget(self, live: bool = False) -> w.VBox:
@@ -58,11 +54,11 @@ class Explorer:
         first = min(steps, key=lambda percent: abs(percent / 100 - self.views[0].threshold))
         ranks = spread(len(self.views), len(self.views) if live else 4)
         options = [(f"{self.views[i].organ}, {self.views[i].name}", i) for i in ranks]
-        image = w.Dropdown(options=options, index=0, description="image")
-        layer = w.Dropdown(options=LAYERS, index=0, description="layer")
-        threshold = w.SelectionSlider(
-            options=[f"{percent} %" for percent in steps], index=steps.index(first), description="threshold"
-        )
+        percents, wide = [f"{percent} %" for percent in steps], {"layout": w.Layout(width="min(100%, 26rem)")}
+        image = w.Dropdown(options=options, index=0, description="image", **wide)
+        layer = w.Dropdown(options=LAYERS, index=0, description="layer", **wide)
+        index = steps.index(first)
+        threshold = w.SelectionSlider(options=percents, index=index, description="threshold", **wide)
         picture = (self._live if live else self._stored)(image, layer, threshold, steps)
         return w.VBox([image, layer, threshold, picture, w.HTML(self._photographs(ranks))])
 
@@ -102,10 +98,10 @@ class Explorer:
         source = _png(pixels, COLOURS[layer])
         alt = html.escape(f"{layer} of {view.name} ({view.organ}). {text}")
         style = f"display:block;width:{pixels.shape[1] * 1.5:.0f}px;max-width:100%"
-        return (
-            f'<figure style="margin:0;text-align:left"><img class="{_key(view)} {layer}" style="{style}" alt="{alt}" src="{source}">'
-            f"<figcaption>{html.escape(text)} {LEGENDS[layer]}</figcaption></figure>"
-        )
+        image = f'<img class="{_key(view)} {layer}" style="{style}" alt="{alt}" src="{source}">'
+        style = "text-align:left;line-height:1.5"
+        caption = f'<figcaption style="{style}">{html.escape(text)} {LEGENDS[layer]}</figcaption>'
+        return f'<figure style="margin:0">{image}{caption}</figure>'
 
     @staticmethod
     def _layer(view: View, layer: str) -> tuple[np.ndarray, str]:
@@ -117,10 +113,8 @@ class Explorer:
         at = f"At {100 * view.threshold:.0f} %:"
         if layer == "errors":
             score = from_counts(**confusion(view.probability >= view.threshold, view.truth))
-            names = ("dice", "precision", "recall")
-            return error_pixels(view), f"{at} " + ", ".join(
-                f"{key} {show(key, score[key])}" for key in names
-            ) + "."
+            words = [f"{TITLES[key]} {show(key, score[key])}" for key in ("dice", "precision", "recall")]
+            return error_pixels(view), f"{at} {', '.join(words)}."
         found = view.predicted()
         lines = (find_boundaries(labels, mode="inner") for labels in (found, view.labels))
         both = np.select([*lines][::-1], [2, 1], 0).astype(np.uint8)

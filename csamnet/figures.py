@@ -1,7 +1,7 @@
 """One function a figure: from tables and arrays to a matplotlib figure that says what data it shows.
 
-Colours are those of Okabe and Ito (2008), which the colour-blind tell apart; where it matters, shape or lightness
-says the same again. Figures are 5.6 inches wide, so that text is readable on a phone and in a journal's column.
+Colours are those of Okabe and Ito (2008), which the colour-blind tell apart; where it matters, shape or
+lightness says the same again. Figures are 5.6 inches wide: text is readable on a phone and in a journal.
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def _panels(alt: str, height: float, source: str, rows: int = 1, columns: int = 
 
 def _legend(ax, columns: int = 3) -> None:
     """A legend above the panel, out of the data's way."""
-    ax.legend(
-        ncols=columns, loc="lower left", bbox_to_anchor=(-0.01, 1), borderaxespad=0.1, columnspacing=1.2
-    )
+    ax.legend(ncols=columns, loc="lower left", bbox_to_anchor=(-0.01, 1), borderaxespad=0.1, columnspacing=1.2)
 
 
 def _note(ax, text: str, x: float, y: float, side: str = "left", transform=None) -> None:
@@ -135,7 +133,7 @@ def _note(ax, text: str, x: float, y: float, side: str = "left", transform=None)
 
 @styled
 def image_sheet(samples: Mapping[str, Sequence], source: str, *, columns: int = 3, side: int = 200) -> Figure:
-    """The middle `side` pixels of images of each split, with the nuclei outlined; organs not yet shown go first."""
+    """The middle `side` pixels of images of each split, nuclei outlined; organs not yet shown go first."""
     alt = f"Details of images with their nuclei outlined in yellow, in rows: {', '.join(samples)}."
     figure, axes = _panels(alt, 0.25 + 2 * len(samples), source, len(samples), columns)
     shown: set[str] = set()
@@ -166,19 +164,17 @@ def _outline(ax, labels: np.ndarray, colour: str, width: float = 1.0) -> None:
 
 @styled
 def object_statistics(objects: pd.DataFrame, stain: pd.DataFrame, source: str, unit: str = "px") -> Figure:
-    """Left: how large the nuclei of each split are. Right: how strongly nuclei, and the rest, of an image are stained.
+    """Left: how large the nuclei of each split are. Right: how an image's nuclei, and the rest, are stained.
 
-    `objects`: split, area (in `unit` squared). `stain`: split, inside, outside (mean amounts of haematoxylin).
+    `objects`: split, area (in `unit` squared). `stain`: split, inside, outside (mean of haematoxylin).
     """
-    median = ", ".join(
-        f"{split} {area:.0f}" for split, area in objects.groupby("split")["area"].median().items()
-    )
-    alt = f"Areas of nuclei by split, medians in {unit}²: {median}; amounts of haematoxylin in and around nuclei."
+    median = ", ".join(f"{split} {area:.0f}" for split, area in objects.groupby("split")["area"].median().items())
+    alt = f"Areas of nuclei, medians in {unit}²: {median}; amounts of haematoxylin in and around nuclei."
     figure, ((left, right),) = _panels(alt, 3.1, source, 1, 2)
     for split, rows in objects.groupby("split", sort=False):
         area, share = np.sort(rows["area"]), np.arange(1, len(rows) + 1) / len(rows)
         left.step(area, share, where="post", color=SPLITS[split][0], label=f"{split} ({len(rows):,})")
-    left.set(xscale="log", xlabel=f"area of a nucleus ({unit}²)", ylabel="share of nuclei below", ylim=(0, 1))
+    left.set(xscale="log", xlabel=f"area of a nucleus ({unit}²)", ylabel="share below", ylim=(0, 1))
     left.xaxis.set_major_formatter("{x:g}")
     left.grid(True)
     left.legend(loc="upper left", handlelength=1.2)
@@ -189,9 +185,7 @@ def object_statistics(objects: pd.DataFrame, stain: pd.DataFrame, source: str, u
         right.plot(row.inside, y, mark, color=colour, markersize=4)
     right.set(xlabel="haematoxylin, by colour deconvolution", ylabel="images", yticks=[])
     faces = {"nuclei": BLACK, "the rest": "white"}
-    handles = [
-        Line2D([], [], color=BLACK, marker="o", ls="", markerfacecolor=face) for face in faces.values()
-    ]
+    handles = [Line2D([], [], color=BLACK, marker="o", ls="", markerfacecolor=face) for face in faces.values()]
     right.legend(handles, faces, loc="lower right", handletextpad=0.1)
     return figure
 
@@ -215,9 +209,7 @@ def history(table: pd.DataFrame, source: str) -> Figure:
         scores.plot(epoch, table[f"val_{key}"], marker=marker, color=colour, label=TITLES[key])
     for key, (label, colour) in {"lr": ("learning rate", PURPLE), "drop_rate": ("drop rate", GREEN)}.items():
         top = table[key].max()
-        rates.plot(
-            epoch, table[key] / (top or 1), marker=marker, color=colour, label=f"{label}, up to {top:.2g}"
-        )
+        rates.plot(epoch, table[key] / (top or 1), marker=marker, color=colour, label=f"{label}, up to {top:.2g}")
     settled = table[["val_miou", "val_dice", "val_ap"]].iloc[len(table) // 4 :]
     loss.set(ylabel="training loss", ylim=(0, None))
     scores.set(ylabel="validation score", ylim=(max(0, settled.min(axis=None) - 0.08), None))
@@ -244,10 +236,10 @@ def pr_roc(
     threshold: float = 0.5,
     paper: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Precision over recall, and the ROC curve, of all test pixels: a line a run, a dot at the threshold in use.
+    """Precision over recall, and the ROC curve, of all test pixels: a line a run, a dot at the threshold.
 
-    `curves` and `scores`: each run's curves.csv and pooled measures. The paper's AP and AUC are written and not
-    drawn, since it gives no curve of which we have the points.
+    `curves` and `scores`: each run's curves.csv and pooled measures. The paper's AP and AUC are written and
+    not drawn, since it gives no curve of which we have the points.
     """
     lines = {}
     for key in ("ap", "auc"):
@@ -280,11 +272,12 @@ def _equal_dice(ax) -> None:
 
 @styled
 def over_thresholds(curves: pd.DataFrame, source: str, threshold: float = 0.5) -> Figure:
-    """Precision, recall and Dice of all test pixels over the threshold; the best one, and the one in use, marked."""
+    """Precision, recall and Dice of all test pixels over the threshold; the best and the used one marked."""
     precision, recall, x = curves["precision"], curves["recall"], curves["threshold"]
     dice = (2 * precision * recall / (precision + recall)).rename("Dice")
     best, used = int(dice.idxmax()), int((x - threshold).abs().idxmin())
-    text = f"dot: highest Dice, {dice[best]:.4f} at {x[best]:.2f}\nline: in use, {dice[used]:.4f} at {threshold:g}"
+    text = f"dot: highest Dice, {dice[best]:.4f} at {x[best]:.2f}"
+    text += f"\nline: in use, {dice[used]:.4f} at {threshold:g}"
     alt = f"Precision, recall and Dice over the threshold; {text}."
     figure, ((ax,),) = _panels(alt.replace("\n", "; "), 2.7, source)
     lines = {"--": (precision, BLUE), "-.": (recall, ORANGE), "-": (dice, VERMILLION)}
@@ -300,9 +293,7 @@ def over_thresholds(curves: pd.DataFrame, source: str, threshold: float = 0.5) -
 
 
 @styled
-def paper_against_ours(
-    published: pd.DataFrame, ours: Mapping[str, Sequence[float]], model: str, source: str
-) -> Figure:
+def paper_against_ours(published: pd.DataFrame, ours: Mapping[str, Sequence[float]], model: str, source: str) -> Figure:
     """All networks that the paper prints, and our runs of `model` on its line: a tick a seed, mean and sd.
 
     `published`: as `tables.published`. `ours`: for each of miou, ap and auc the values of the seeds.
@@ -310,16 +301,14 @@ def paper_against_ours(
     keys = [key for key in ("miou", "ap", "auc") if ours.get(key)]
     table = published.sort_values("ap", na_position="first").reset_index(drop=True)
     scores = ", ".join(f"{TITLES[key]} {show(key, np.mean(ours[key]))}" for key in keys)
-    alt = f"Scores of the {len(table)} networks that the paper prints, and ours on the line of {model}: {scores}."
+    alt = f"Scores of the {len(table)} networks in the paper, and ours on the line of {model}: {scores}."
     figure, axes = _panels(alt, 1.1 + 0.22 * len(table), source, 1, len(keys), sharey=True)
     read_off = ~table["origin"].str.contains("AP, AUC, mIoU")
     line = table.index[table["model"] == ("CSAMNet" if model == "CSAMNet-S" else model)]
     for ax, key in zip(axes[0], keys, strict=True):
         hollow = read_off & (key == "miou")
         ax.plot(table[key][~hollow], table.index[~hollow], "o", color=GREY, markersize=4.5)
-        ax.plot(
-            table[key][hollow], table.index[hollow], "o", color=GREY, markersize=4.5, markerfacecolor="white"
-        )
+        ax.plot(table[key][hollow], table.index[hollow], "o", color=GREY, markersize=4.5, markerfacecolor="white")
         mean, sd = np.mean(ours[key]), np.std(ours[key], ddof=1) if len(ours[key]) > 1 else None
         ax.axvline(mean, color=VERMILLION, linewidth=0.8, alpha=0.5)
         for y in line:
@@ -358,9 +347,7 @@ def per_image(
         if pooled.get(key) is not None:
             ax.axvline(pooled[key], color=VERMILLION, linewidth=1)
             ax.set_title(f"pooled {show(key, pooled[key])}", color=VERMILLION)
-        ax.set(
-            yticks=range(len(organs)), yticklabels=organs, ylim=(-0.6, len(organs) - 0.4), xlabel=TITLES[key]
-        )
+        ax.set(yticks=range(len(organs)), yticklabels=organs, ylim=(-0.6, len(organs) - 0.4), xlabel=TITLES[key])
         ax.margins(x=0.1)
         ax.grid(True)
     return figure
@@ -368,9 +355,10 @@ def per_image(
 
 @styled
 def balance(table: pd.DataFrame, source: str, most: int = 30) -> Figure:
-    """For each test image, the worst Dice at the top, precision beside recall, and detection beside outline quality.
+    """For each test image, worst Dice on top: precision beside recall, and detection beside outline quality.
 
-    Which dot of a pair lies further left says which kind of error prevails. Of more than `most` images, the worst.
+    Which dot of a pair lies further left says which kind of error prevails. Of more than `most` images, the
+    worst are shown.
     """
     rows = table.sort_values("dice").head(most).iloc[::-1].reset_index(drop=True)
     pairs = [("precision", "recall"), ("dq", "sq")][: 1 + bool(table["pq"].notna().any())]
@@ -380,7 +368,8 @@ def balance(table: pd.DataFrame, source: str, most: int = 30) -> Figure:
         "dq": "DQ (low: wrong nuclei)",
         "sq": "SQ (low: loose outlines)",
     }
-    alt = f"Precision beside recall, and DQ beside SQ, of {len(rows)} images, the worst ({rows['organ'].iloc[-1]}) on top."
+    worst = rows["organ"].iloc[-1]
+    alt = f"Precision beside recall, and DQ beside SQ, of {len(rows)} images, the worst ({worst}) on top."
     figure, axes = _panels(alt, 1.1 + 0.2 * len(rows), source, 1, len(pairs), sharey=True)
     for ax, pair in zip(axes[0], pairs, strict=True):
         values = rows[list(pair)]
@@ -396,7 +385,7 @@ def balance(table: pd.DataFrame, source: str, most: int = 30) -> Figure:
 
 @styled
 def found_by_size(objects: pd.DataFrame, source: str, unit: str = "px", bins: int = 6) -> Figure:
-    """The share of true nuclei that were found, in classes of area with as many nuclei each, with 95 % intervals.
+    """The share of true nuclei that were found, in classes of area of equal count, with 95 % intervals.
 
     `objects`: area (in `unit` squared), found (bool). The intervals are Wilson's (1927).
     """
@@ -420,9 +409,7 @@ def found_by_size(objects: pd.DataFrame, source: str, unit: str = "px", bins: in
 def error_pixels(view: View) -> np.ndarray:
     """(H, W) uint8: 0 where the network is right to see no nucleus, else 1, 2, 3 in the order of ERRORS."""
     pred = view.probability >= view.threshold
-    return np.select([pred & view.truth, view.truth & ~pred, pred & ~view.truth], [1, 2, 3], 0).astype(
-        np.uint8
-    )
+    return np.select([pred & view.truth, view.truth & ~pred, pred & ~view.truth], [1, 2, 3], 0).astype(np.uint8)
 
 
 def error_overlay(view: View) -> np.ndarray:
@@ -441,14 +428,12 @@ def _error_legend(figure: Figure) -> None:
 
 @styled
 def best_and_worst(views: Sequence[View], source: str, each: int = 1) -> Figure:
-    """The images with the highest and the lowest Dice: the true outlines, and every pixel by its kind of error."""
+    """The images with the highest and the lowest Dice: true outlines, and every pixel by its kind of error."""
     ranked = sorted(views, key=lambda view: -view.dice)
     best, worst = ranked[: min(each, len(ranked) // 2)], ranked[-each:]
     rows = [("best", view) for view in best] + [("worst", view) for view in worst]
     named = "; ".join(f"{rank}: {view.organ}, Dice {view.dice:.3f}" for rank, view in rows)
-    alt = (
-        f"Images with the true outlines, and with pixels found, missed and falsely found in colours. {named}."
-    )
+    alt = f"Images with the true outlines, and with pixels found, missed and falsely found in colours. {named}."
     figure, axes = _panels(alt, 0.5 + 2.85 * len(rows), source, len(rows), 2)
     for (left, right), (rank, view) in zip(axes, rows, strict=True):
         _picture(left, view.image, f"{rank}: {view.organ}, Dice {view.dice:.3f}")
@@ -460,10 +445,10 @@ def best_and_worst(views: Sequence[View], source: str, each: int = 1) -> Figure:
 
 @styled
 def worst_places(views: Sequence[View], source: str, *, count: int = 3, side: int = 96) -> Figure:
-    """Windows of `side` pixels with the most wrong pixels: outlines, true in yellow and found in black; and errors."""
+    """Windows with the most wrong pixels: outlines, true in yellow and found in black, above the errors."""
     places = _places(views, count, side)
     organs = ", ".join(view.organ for view, _ in places)
-    alt = f"Places with many wrong pixels ({organs}): outlines, true and found, above, and kinds of error below."
+    alt = f"Places with many wrong pixels ({organs}): outlines, true and found, above kinds of error."
     figure, axes = _panels(alt, 4.6, source, 2, len(places))
     for (top, bottom), (view, box) in zip(axes.T, places, strict=True):
         _picture(top, view.image[box], view.organ)
@@ -475,7 +460,7 @@ def worst_places(views: Sequence[View], source: str, *, count: int = 3, side: in
 
 
 def _places(views: Sequence[View], count: int, side: int) -> list[tuple[View, tuple[slice, slice]]]:
-    """The `count` windows with most wrong pixels, worst first; a second one of an image only where images run out."""
+    """The windows with most wrong pixels, worst first; a second one of an image only where images run out."""
     found = []
     for view in views:
         wrong, side = (error_pixels(view) > 1).astype(float), min(side, *view.truth.shape)

@@ -59,9 +59,7 @@ def read_labels(path: Path | str) -> np.ndarray:
     values = _whole_numbers(path)
     if values.dtype == bool or (values.max() == 255 and np.isin(values, (0, 255)).all()):
         expected, mend = "a number for each object: 1, 2, 3, ...", "put it into the folder mask/"
-        raise InputError(
-            "a mask where instances belong", path=path, expected=expected, found="0/255", mend=mend
-        )
+        raise InputError("a mask where instances belong", path=path, expected=expected, found="0/255", mend=mend)
     return values.astype(np.int32)
 
 
@@ -76,9 +74,7 @@ def write_image(path: Path | str, array: np.ndarray) -> None:
         elif path.suffix.lower() == ".png" and array.dtype in (np.uint8, np.uint16):
             temporary.write_bytes(imagecodecs.png_encode(array, level=3))
         else:
-            raise ValueError(
-                f"no {path.suffix} of {array.dtype}: PNG takes bool, uint8, uint16, TIFF any type"
-            )
+            raise ValueError(f"no {path.suffix} of {array.dtype}: PNG takes bool, uint8, uint16, TIFF any type")
 
 
 def _decode(path: Path | str) -> _Stored:
@@ -99,9 +95,7 @@ def _decode(path: Path | str) -> _Stored:
     shape = stored.values.shape
     if 0 in shape or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] > 4):
         found = " x ".join(map(str, shape))
-        raise InputError(
-            "not a single picture", path=path, expected="H x W, with up to 4 channels", found=found
-        )
+        raise InputError("not a single picture", path=path, expected="H x W, with up to 4 channels", found=found)
     return stored._replace(values=stored.values[..., 0]) if len(shape) == 3 and shape[2] < 3 else stored
 
 
@@ -126,9 +120,7 @@ def _decode_other(path: Path | str) -> _Stored:
             colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
             return _Stored(np.array(image), np.pad(colours, ((0, 256 - len(colours)), (0, 0))))
         known = image.mode in ("1", "L", "LA", "RGB", "RGBA", "I", "I;16", "F")
-        return _Stored(
-            np.array(image if known else image.convert("RGB")), lossy=image.format in ("JPEG", "MPO")
-        )
+        return _Stored(np.array(image if known else image.convert("RGB")), lossy=image.format in ("JPEG", "MPO"))
 
 
 def _whole_numbers(path: Path | str) -> np.ndarray:

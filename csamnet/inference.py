@@ -82,9 +82,7 @@ def _read_config(text: str, path: Path) -> RunConfig:
     try:
         return RunConfig.from_dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise InputError(
-            "the settings stored with the weights are not ours", path=path, found=error
-        ) from None
+        raise InputError("the settings stored with the weights are not ours", path=path, found=error) from None
 
 
 def predict(model: nn.Module, image: np.ndarray, *, min_area: int = 30, **settings) -> Prediction:

@@ -22,5 +22,3 @@ def segmentation_loss(logits: Tensor, target: Tensor, dice: float = 1.0) -> tupl
     cross_entropy = F.cross_entropy(logits.float(), target.long())
     overlap = dice_loss(logits, target)
     return cross_entropy + dice * overlap, cross_entropy.detach(), overlap.detach()
-
-

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -372,7 +373,7 @@ class CSAMNet(nn.Module):
                 raise InputError(f"unknown {name}", expected=" | ".join(allowed), found=value)
         channels = [3, width, 2 * width, 4 * width, 8 * width]
         self.width = width
-        self.encoder = nn.ModuleList(Stage(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        self.encoder = nn.ModuleList(Stage(a, b) for a, b in pairwise(channels))
         self.dcf = nn.ModuleList(DetailContextFusion(c, dcf) for c in channels[1:])
         self.neck = Neck(width, align, aspp, drop_rate)
         self.csam = CrossScaleAttention(width, csam)
@@ -512,7 +513,11 @@ def save_weights(state: dict[str, Tensor], path: Path | str, **about: str) -> No
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path | str | None = None) -> None:
     """Load `state`; raise InputError with the first differences where names or shapes do not match exactly."""
     own = model.state_dict()
-    shapes = [f"{k} {tuple(v.shape)} for {tuple(own[k].shape)}" for k, v in state.items() if k in own and v.shape != own[k].shape]
+    shapes = [
+        f"{k} {tuple(v.shape)} for {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape
+    ]
     names = [f"missing {k}" for k in own.keys() - state.keys()] + [f"unknown {k}" for k in state.keys() - own.keys()]
     if differences := shapes + sorted(names):
         raise InputError(

@@ -1,4 +1,4 @@
-"""What the notebooks are made of, and how they are run: refuse what is unknown first, keep what is readable last."""
+"""What the notebooks need, and how they are run: refuse what is unknown first, keep what is readable last."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from csamnet.samples import make_sample
 def checked(namespace: MutableMapping, allowed: Sequence[str]) -> dict:
     """The parameters in a notebook's namespace, by name. Raises InputError for one not among `allowed`.
 
-    papermill only warns of an unknown parameter; called right after the parameters, this refuses it. Called again
-    in the same kernel it does not, since by then the notebook has variables of its own.
+    papermill only warns of an unknown parameter; called right after the parameters, this refuses it. Called
+    again in the same kernel it does not, since by then the notebook has variables of its own.
     """
     plain = (str, int, float, type(None))
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, plain)}
@@ -59,7 +59,7 @@ def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[
 def notebook_runs(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[str, Path, list[Path]]:
     """The data set and the results folder that a notebook's parameters name, and the runs to tell of.
 
-    These are the finished runs on real data of the recipe with most steps, a folder a seed; there may be none.
+    These are the finished runs on real data of the recipe with most steps, a folder a seed; maybe none.
     """
     given, groups = checked(namespace, allowed), {}
     dataset, results = get_dataset(given["dataset"]).name, Path(given.get("results") or RESULTS)
@@ -90,10 +90,10 @@ def prepared(config: RunConfig, root: Path) -> dict:
 
 
 def describe(samples: Mapping[str, Sequence[Sample]], mpp: float | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """For `figures.object_statistics`: a row an object (split, area), and a row an image (split, inside, outside).
+    """For `figures.object_statistics`: objects (split, area), and images (split, inside, outside).
 
-    Area is in square micrometres where `mpp` is known, else in pixels. Inside and outside are the mean amounts of
-    haematoxylin, by the deconvolution of Ruifrok and Johnston (2001), of a sixteenth of the pixels.
+    Area is in square micrometres where `mpp` is known, else in pixels. Inside and outside are the mean amounts
+    of haematoxylin, by the deconvolution of Ruifrok and Johnston (2001), of a sixteenth of the pixels.
     """
     objects, stain = [], []
     for split, sample in ((split, sample) for split, items in samples.items() for sample in items):
@@ -108,7 +108,7 @@ def describe(samples: Mapping[str, Sequence[Sample]], mpp: float | None) -> tupl
 
 
 def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list[View]:
-    """Test images with a run's predictions, the worst Dice first: all, or `most` evenly spread over the ranks."""
+    """Test images with a run's predictions, worst Dice first: all, or `most` evenly spread over the ranks."""
     model, config = load_run(folder, device)
     predict, samples = predictor(model, config), {s.name: s for s in load_split(root, config.dataset, "test")}
     ranked = pd.read_csv(folder / "test" / "per_image.csv").sort_values("dice")
@@ -117,14 +117,12 @@ def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list
         sample = samples[row.name]
         image, mask, labels = sample.image(), sample.mask(), sample.labels()
         labels = instances_from_probability(mask) if labels is None else labels
-        views.append(
-            View(row.name, row.organ, image, mask, labels, predict(image), config.threshold, row.dice)
-        )
+        views.append(View(row.name, row.organ, image, mask, labels, predict(image), config.threshold, row.dice))
     return views
 
 
 def found_objects(views: Iterable[View], mpp: float | None) -> pd.DataFrame:
-    """For `figures.found_by_size`: a row a true nucleus, its area and whether a found one has an IoU over 0.5."""
+    """For `figures.found_by_size`: each true nucleus's area, and whether a found one has an IoU over 0.5."""
     tables = []
     for view in views:
         true, pred = view.labels.ravel().astype(np.int64), view.predicted().ravel()
@@ -170,7 +168,7 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
 
 
 def tidy(notebook, dataset: str):
-    """Name the data set in the title, give pictures their text, drop timings and paths, and hide parameters."""
+    """Name the data set in the title, give pictures their text, drop timings and paths, hide parameters."""
     hidden = {"parameters": "remove-cell", "injected-parameters": "hide-input"}
     first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
     first.source = first.source.replace("This data set", dataset, 1)

@@ -98,9 +98,7 @@ def verify(folder: Path | str) -> pd.DataFrame:
     gone = [path for path in [*listed, *table["inst"]] if path and not (folder / path).is_file()]
     changed = [path for path in listed if path not in gone and sha256_file(folder / path) != listed[path]]
     if gone or changed:
-        found = "; ".join(
-            f"{what}: {', '.join(of)}" for what, of in (("gone", gone), ("changed", changed)) if of
-        )
+        found = "; ".join(f"{what}: {', '.join(of)}" for what, of in (("gone", gone), ("changed", changed)) if of)
         mend = f"csamnet prepare {folder.name} --from PATH --root {folder.parent}"
         raise InputError("files are not as they were prepared", path=folder, found=found, mend=mend)
     return table

@@ -80,9 +80,7 @@ class Release:
             sample = name.startswith("SAMPLE-")
             organ = SAMPLE_ORGANS.get(name.split("-")[1]) if sample else dataset.organ_of(name)
             self.sample |= sample
-            self.records.append(
-                Record(name, split, dataset.group_of(name), organ or "unknown", files, reader)
-            )
+            self.records.append(Record(name, split, dataset.group_of(name), organ or "unknown", files, reader))
 
 
 def read_release(dataset: Dataset, folders: list[Path]) -> Release:

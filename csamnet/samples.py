@@ -240,9 +240,7 @@ class Nucleus:
         empty = 0.3 + 0.3 * np.maximum(fine, -0.4) + 0.12 * coarse + 0.8 * rim
         spot = self.nucleolus * np.exp(-((u - 2) ** 2 + (v + 1) ** 2) / 5)
         blue = self.dye * (dense + self.pale * (empty - dense) + spot)
-        target = (
-            np.stack([blue, 0.25 + 0.1 * blue, 0 * blue]) + np.reshape([0.3, 0.4, 0], (3, 1, 1)) * dye[window]
-        )
+        target = np.stack([blue, 0.25 + 0.1 * blue, 0 * blue]) + np.reshape([0.3, 0.4, 0], (3, 1, 1)) * dye[window]
         dye[window] += _soft(inside, self.soft) * (target - dye[window])
 
 
@@ -318,9 +316,7 @@ def _aperio(outlines: list[np.ndarray]) -> bytes:
     """Outlines as the XML of Aperio ImageScope, one Region a nucleus, in pixels of level 0."""
     add = ElementTree.SubElement
     root = ElementTree.Element("Annotations", MicronsPerPixel=f"{MPP:.6f}")
-    annotation = add(
-        root, "Annotation", Id="1", Name="", ReadOnly="0", Type="4", LineColor="65280", Visible="1"
-    )
+    annotation = add(root, "Annotation", Id="1", Name="", ReadOnly="0", Type="4", LineColor="65280", Visible="1")
     add(annotation, "Attributes")
     regions = add(annotation, "Regions")
     for i, outline in enumerate(outlines, 1):
@@ -369,9 +365,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
         os.replace(new, folder)
 
 
-def make_sample(
-    name: str, out: Path, *, seed: int = 0, train: int = 10, test: int = 4, size: int = 384
-) -> Path:
+def make_sample(name: str, out: Path, *, seed: int = 0, train: int = 10, test: int = 4, size: int = 384) -> Path:
     """Write a look-alike release of the data set `name` to `out`/`name` and return that folder.
 
     A whole sample of the same settings is left as it is, any other sample is replaced. `size` is the side

@@ -65,7 +65,7 @@ def difference(key: str, ours: float | None, paper: float | None) -> str:
 
 
 def published(dataset: str, folder: Path = PUBLISHED) -> pd.DataFrame:
-    """What the paper prints on a data set: model, ap, auc, miou (a fraction here), origin; empty if nothing."""
+    """What the paper prints on a data set: model, ap, auc, miou (as a fraction), origin; empty if nothing."""
     path = Path(folder) / f"{dataset.lower()}.csv"
     if not path.exists():
         return pd.DataFrame(columns=["model", "ap", "auc", "miou", "origin"])
@@ -89,7 +89,7 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]], right: str = ""
 
 
 def measures(summary: dict, model: str) -> str:
-    """Every measure of an evaluation, pooled and as mean over images; the paper's beside them for real data."""
+    """Every measure of an evaluation, pooled and as mean over images; for real data beside the paper's."""
     data = summary["data"]
     paper = paper_scores(data["name"], model) if data["kind"] == "real" else {}
     head = ["measure", "pooled", "mean over images", *(["paper", "difference"] if paper else [])]
@@ -122,7 +122,7 @@ def place(hardware: dict) -> str:
 
 
 def against_paper(dataset: str, split: str = "test", results: Path | str | None = None) -> str:
-    """The paper's scores beside ours on real data, pooled: mean and sd over seeds; a model not run says so."""
+    """The paper's scores beside ours on real data, pooled: mean and sd over seeds; or that it was not run."""
     runs = {key: found for key, found in measured(dataset, split, results).items() if key[2] == "real"}
     models = {name: None for name in published(dataset)["model"] if name.startswith("CSAMNet")}
     names = dict.fromkeys(["CSAMNet-S" if name == "CSAMNet" else name for name in models])
@@ -160,14 +160,16 @@ def source(card: dict, what: str = "") -> str:
 def about(card: dict) -> str:
     """What a page's data are, from dataset.json, in Markdown."""
     counts, objects = card["counts"], sum(card["objects"].values())
-    images = f"{counts['train']} training, {counts['val']} validation and {counts['test']} test images with {objects:,} nuclei"
+    images = f"{counts['train']} training, {counts['val']} validation and {counts['test']} test images"
     if card["kind"] == "sample":
         return (
-            f"**Sample data.** {images}, painted by this project in the layout of {card['name']}, so that everything here can run "
-            "anywhere. It is not tissue: the numbers show that the path works, and say nothing of the paper."
+            f"**Sample data.** {images} with {objects:,} nuclei, painted by this project in the layout of "
+            f"{card['name']}, so that everything here can run anywhere. It is not tissue: the numbers show that "
+            "the path works, and say nothing of the paper."
         )
-    notes = "; ".join(card["notes"])
-    return f"**Measured on real data.** {images}; licence {card['licence']}; source: {card['source']}. {notes.capitalize()}."
+    notes = "; ".join(card["notes"]).capitalize()
+    place = f"source: {card['source']}, licence {card['licence']}"
+    return f"**Measured on real data.** {images} with {objects:,} nuclei; {place}. {notes}."
 
 
 def state(runs: list[Path]) -> str:
@@ -184,19 +186,21 @@ def state(runs: list[Path]) -> str:
 def comparable(summary: dict, model: str) -> str:
     """Whether the measures of a page can be put beside the paper's, in Markdown."""
     if summary["data"]["kind"] == "sample":
-        return "**Nothing here can be compared with the paper**: look-alike images are neither as hard nor as many as real ones."
+        return (
+            "**Nothing here can be compared with the paper**: look-alike images are neither as hard nor as many "
+            "as real ones."
+        )
     if not paper_scores(summary["data"]["name"], model):
         return f"The paper gives no measures of {model} on this data set."
-    return (
-        "The paper does not say whether its measures are pooled; the difference is that of the pooled ones."
-    )
+    return "The paper does not say how it averages; the difference is that of the pooled measures."
 
 
 def recipe(config: RunConfig) -> str:
-    """How a network is trained, in one sentence of Markdown."""
+    """How a network is trained, in Markdown."""
     return (
-        f"**{config.model}**, profile *{config.profile}*, seed {config.seed}: {config.epochs} epochs of {config.steps_per_epoch} steps, "
-        f"each on {config.batch} crops of {config.tile} × {config.tile} pixels; AdamW with a learning rate of up to {config.lr:g}."
+        f"**{config.model}**, profile *{config.profile}*, seed {config.seed}: {config.epochs} epochs of "
+        f"{config.steps_per_epoch} steps, each on {config.batch} crops of {config.tile} × {config.tile} pixels; "
+        f"AdamW with a learning rate of up to {config.lr:g}."
     )
 
 
@@ -222,26 +226,23 @@ def takeaways(summary: dict, table: pd.DataFrame) -> str:
     if pooled["dq"] is not None and pooled["sq"] is not None:
         finding = "finding each nucleus and keeping neighbours apart"
         weak = finding if pooled["dq"] < pooled["sq"] else "drawing the outlines"
-        lines.append(
-            f"On whole nuclei, DQ is {show('dq', pooled['dq'])} and SQ {show('sq', pooled['sq'])}: the weaker "
-            f"part is {weak}."
-        )
+        quality = f"DQ is {show('dq', pooled['dq'])} and SQ {show('sq', pooled['sq'])}"
+        lines.append(f"On whole nuclei, {quality}: the weaker part is {weak}.")
     if summary["data"]["kind"] == "sample":
-        lines.append(
-            "All of this is on sample data: it shows what a page tells, not how good the network is."
-        )
+        lines.append("All of this is on sample data: it shows what a page tells, not how good the network is.")
     return "\n".join(f"- {line}" for line in lines)
 
 
 def provenance(run: dict, summary: dict) -> str:
     """Where a page's numbers come from: data, code, hardware, time and versions, as a Markdown table."""
+    speed = f"{run['images_per_s']:g} crops a second"
     rows = {
         "data": f"{run['data']['name']}, {KINDS[run['data']['kind']]}",
         "manifest, sha256": f"`{run['data']['manifest_sha256'][:16]}…`",
         "code, sha256": f"`{run['code_sha256'][:16]}…`",
         "seed": str(run["config"]["seed"]),
         "trained on": place(run["hardware"]),
-        "training": f"{duration(run['wall_s'])}, {run['images_per_s']:g} crops a second, precision {run['precision']}",
+        "training": f"{duration(run['wall_s'])}, {speed}, precision {run['precision']}",
         "memory at most": f"{run['peak_memory_mb']:,.0f} MiB",
         "parameters": f"{run['parameters']:,}",
         "epoch kept": f"{run['best_epoch']} of {run['config']['epochs']}, by validation mIoU",

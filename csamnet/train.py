@@ -108,7 +108,10 @@ def train(
         scores = score(fabric, ema, held_out, config)
         row = {"epoch": epoch + 1, "step": step + 1, "lr": lr, "drop_rate": drop_rate}
         row |= dict(zip(("loss", "loss_ce", "loss_dice"), losses, strict=True)) | scores
-        row |= {"seconds": time.perf_counter() - started, "images_per_s": config.batch * config.steps_per_epoch / trained}
+        row |= {
+            "seconds": time.perf_counter() - started,
+            "images_per_s": config.batch * config.steps_per_epoch / trained,
+        }
         history.append(row)
         if fabric.is_global_zero:
             checkpoint.save(history)
@@ -135,9 +138,7 @@ def launch(config: RunConfig, device: str, devices: int, nodes: int) -> Fabric:
     if not 1 <= devices <= most or nodes < 1:
         raise InputError("there are not so many devices", expected=f"1 to {most} on each of 1 node or more",
                          found=f"{devices} on each of {nodes}")  # fmt: skip
-    fabric = Fabric(
-        accelerator=kind.type, devices=devices, num_nodes=nodes, precision=FABRIC_PRECISION[precision]
-    )
+    fabric = Fabric(accelerator=kind.type, devices=devices, num_nodes=nodes, precision=FABRIC_PRECISION[precision])
     fabric.launch()
     return fabric
 

@@ -68,9 +68,7 @@ def explorer_notebook() -> nbformat.NotebookNode:
     box = widgets.VBox([slider, stack])
     version = {"version_major": 2, "version_minor": 0}
     view = {"application/vnd.jupyter.widget-view+json": version | {"model_id": box.model_id}}
-    state = {
-        "application/vnd.jupyter.widget-state+json": version | {"state": embed.dependency_state([box, link])}
-    }
+    state = {"application/vnd.jupyter.widget-state+json": version | {"state": embed.dependency_state([box, link])}}
     wide = {"text/html": f"<table><tr>{'<td>wide cell</td>' * 40}</tr></table>"}
     v4 = nbformat.v4
     cells = [

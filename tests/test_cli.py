@@ -65,9 +65,7 @@ def test_from_release_to_measures(tmp_path):
 
 def test_predict_writes_five_files_an_image(weights, tmp_path):
     write_image(tmp_path / "a.png", tiny.discs(0, 140, 150)[0])
-    code, text = call(
-        "predict", tmp_path / "a.png", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu"
-    )
+    code, text = call("predict", tmp_path / "a.png", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu")
     assert code == 0
     assert "nuclei" in text
     assert len(list((tmp_path / "out").glob("a_*"))) == 5
@@ -112,9 +110,7 @@ def test_no_gpu_where_one_is_asked_for(root, tmp_path, monkeypatch):
 
 
 def test_empty_split(tmp_path):
-    code, text = call(
-        "prepare", "MoNuSeg", "--from", tiny.lay(tmp_path / "r", {"train": 4}), "--root", tmp_path / "p"
-    )
+    code, text = call("prepare", "MoNuSeg", "--from", tiny.lay(tmp_path / "r", {"train": 4}), "--root", tmp_path / "p")
     assert code == 2
     assert "no image in test" in text
     assert not (tmp_path / "p" / "MoNuSeg").exists()
@@ -127,9 +123,7 @@ def test_pickle_offered_as_weights(tmp_path):
 
     (tmp_path / "w.pth").write_bytes(pickle.dumps(Trap()))
     write_image(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
-    code, text = call(
-        "predict", tmp_path / "a.png", "--weights", tmp_path / "w.pth", "--out", tmp_path / "out"
-    )
+    code, text = call("predict", tmp_path / "a.png", "--weights", tmp_path / "w.pth", "--out", tmp_path / "out")
     assert code == 2
     assert "not a safetensors file" in text
     assert not (tmp_path / "sprung").exists()
@@ -140,9 +134,7 @@ def test_weights_of_another_width(tmp_path):
     config = make_config("sample")
     save_file(CSAMNet(4).state_dict(), tmp_path / "w.safetensors", {"config": json.dumps(config.to_dict())})
     write_image(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
-    code, text = call(
-        "predict", tmp_path / "a.png", "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out"
-    )
+    code, text = call("predict", tmp_path / "a.png", "--weights", tmp_path / "w.safetensors", "--out", tmp_path / "out")
     assert code == 2
     assert "do not fit" in text
     assert "width" in text
@@ -152,9 +144,7 @@ def test_truncated_image(weights, tmp_path):
     write_image(tmp_path / "a.png", tiny.discs(0, 100, 100)[0])
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    code, text = call(
-        "predict", tmp_path / "a.png", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu"
-    )
+    code, text = call("predict", tmp_path / "a.png", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu")
     assert code == 2
     assert "cannot be read" in text
     assert "a.png" in text
@@ -167,9 +157,7 @@ def test_full_disk(weights, tmp_path, monkeypatch):
 
     write_image(tmp_path / "a.png", tiny.discs(0, 100, 100)[0])
     monkeypatch.setattr(Path, "write_bytes", full)
-    code, text = call(
-        "predict", tmp_path / "a.png", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu"
-    )
+    code, text = call("predict", tmp_path / "a.png", "--weights", weights, "--out", tmp_path / "out", "--device", "cpu")
     assert code == 2
     assert "No space left" in text
     assert list((tmp_path / "out").iterdir()) == []

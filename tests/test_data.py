@@ -101,9 +101,7 @@ def test_mask_stays_on_the_image_under_zoom():
     rng = np.random.default_rng(0)
     truth = np.kron(rng.random((40, 40)) < 0.5, np.ones((7, 7), bool))
     picture = Picture(np.repeat(255 * truth[..., None], 3, -1).astype(np.uint8), truth)
-    pixels, masks = draw(
-        atlas(picture), make_config("sample", tile=128, scale=2.0, stain=0, colour=0, blur=0)
-    )
+    pixels, masks = draw(atlas(picture), make_config("sample", tile=128, scale=2.0, stain=0, colour=0, blur=0))
     red = pixels[..., 0]
     clear = (red < 1e-3) | (red > 255 - 1e-3)  # all four neighbours are the same
     assert 0.5 < clear.mean() < 0.95
@@ -213,9 +211,7 @@ def test_stain_jitter_scales_and_shifts_each_dye():
     for dye in range(3):
         fits = [np.polyfit(x, y, 1) for x, y in zip(before[..., dye], after[..., dye], strict=True)]
         factor, shift = np.array(fits).T
-        np.testing.assert_allclose(
-            after[..., dye], factor[:, None] * before[..., dye] + shift[:, None], atol=1e-3
-        )
+        np.testing.assert_allclose(after[..., dye], factor[:, None] * before[..., dye] + shift[:, None], atol=1e-3)
         assert 0.75 - 1e-3 < factor.min() < 0.85
         assert 1.15 < factor.max() < 1.25 + 1e-3
         assert 0.04 < np.abs(shift).max() < 0.0625 + 1e-3
@@ -234,9 +230,7 @@ def test_colour_jitter_by_hand():
     x = noise(1).double()
     mixed = saturation * x + (1 - saturation) * x.mean(1, keepdim=True)
     expected = brightness * (contrast * mixed + (1 - contrast) * mixed.mean())
-    torch.testing.assert_close(
-        data.colour_jitter(noise(1), draws(1), 0.2).double(), expected, atol=1e-3, rtol=0
-    )
+    torch.testing.assert_close(data.colour_jitter(noise(1), draws(1), 0.2).double(), expected, atol=1e-3, rtol=0)
 
 
 def test_blur_is_a_gaussian_on_one_crop_in_three():
@@ -246,9 +240,7 @@ def test_blur_is_a_gaussian_on_one_crop_in_three():
     row = data.blur(dot, draws(batch), 1.0)[:, 0, 7].double().numpy()
     blurred = row[:, 8] > 0
     assert blurred.mean() == pytest.approx(1 / 3, abs=0.1)
-    sigma = 1 / np.sqrt(
-        2 * np.log(row[blurred, 7] / row[blurred, 8])
-    )  # neighbours fall as exp(-1 / 2 sigma^2)
+    sigma = 1 / np.sqrt(2 * np.log(row[blurred, 7] / row[blurred, 8]))  # neighbours fall as exp(-1 / 2 sigma^2)
     assert sigma.max() <= 1.001
     pixels = noise(batch)
     after = data.blur(pixels, draws(batch), 1.0)

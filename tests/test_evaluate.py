@@ -66,9 +66,7 @@ def run(root, tmp_path_factory):
     return train(longer, root, results=tmp_path_factory.mktemp("results"), device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("length", "overlap"), [(128, 0.5), (129, 0.5), (300, 0.25), (1000, 0.5), (257, 0.0)]
-)
+@pytest.mark.parametrize(("length", "overlap"), [(128, 0.5), (129, 0.5), (300, 0.25), (1000, 0.5), (257, 0.0)])
 def test_tiles_cover_an_axis_and_overlap(length, overlap):
     corners = tile_corners(length, 128, overlap)
     assert corners[0] == 0
@@ -142,7 +140,9 @@ def test_evaluation_writes_what_scikit_learn_finds(run, root):
     samples = load_split(root, "MoNuSeg", "test")
     found = np.concatenate([predictor(model, config)(sample.image()).ravel() for sample in samples])
     truth = np.concatenate([sample.mask().ravel() for sample in samples])
-    assert summary["pooled"]["ap"] == pytest.approx(average_precision_score(truth, found.round(5)), abs=5e-4)  # less the last bits
+    assert summary["pooled"]["ap"] == pytest.approx(
+        average_precision_score(truth, found.round(5)), abs=5e-4
+    )  # less the last bits
     both = jaccard_score(truth, found >= config.threshold, average="macro")
     assert summary["pooled"]["miou"] == pytest.approx(both, abs=1e-6)
     assert summary["mean"]["ap"] == pytest.approx(table["ap"].mean(), abs=1e-5)

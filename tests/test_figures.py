@@ -72,7 +72,7 @@ def samples(views) -> dict[str, list]:
 
 def history(best: int = 3, epochs: int = 5) -> pd.DataFrame:
     epoch = np.arange(1, epochs + 1)
-    falling = {key: 1 / epoch for key in ("lr", "loss", "loss_ce", "loss_dice")}
+    falling = dict.fromkeys(("lr", "loss", "loss_ce", "loss_dice"), 1 / epoch)
     scores = {key: 0.8 - 0.05 * abs(epoch - best) for key in ("val_miou", "val_dice", "val_ap")}
     return pd.DataFrame({"epoch": epoch, "drop_rate": epoch / 50} | falling | scores)
 
@@ -96,9 +96,7 @@ def draw(views, per_image, curve, samples):
         "history": lambda: figures.history(history(), SAMPLE),
         "pr_roc": lambda: figures.pr_roc([curve, curve], [pooled, pooled], REAL, paper=paper),
         "over_thresholds": lambda: figures.over_thresholds(curve, SAMPLE),
-        "paper_against_ours": lambda: figures.paper_against_ours(
-            tables.published("MoNuSeg"), ours, "CSAMNet-S", REAL
-        ),
+        "paper_against_ours": lambda: figures.paper_against_ours(tables.published("MoNuSeg"), ours, "CSAMNet-S", REAL),
         "per_image": lambda: figures.per_image(per_image, SAMPLE, pooled),
         "balance": lambda: figures.balance(per_image, SAMPLE),
         "found_by_size": lambda: figures.found_by_size(objects(), SAMPLE, "µm"),
@@ -107,10 +105,8 @@ def draw(views, per_image, curve, samples):
     }
 
 
-NAMES = (
-    "image_sheet object_statistics history pr_roc over_thresholds paper_against_ours per_image balance "
-    "found_by_size best_and_worst worst_places"
-).split()
+NAMES = ("image_sheet", "object_statistics", "history", "pr_roc", "over_thresholds", "paper_against_ours")
+NAMES += ("per_image", "balance", "found_by_size", "best_and_worst", "worst_places")
 
 
 def words(figure) -> str:
@@ -156,16 +152,14 @@ def test_the_papers_scores_are_written_and_never_drawn(draw, curve):
 
 
 def test_lines_of_equal_dice_have_it():
-    figure = figures.pr_roc([pd.DataFrame({"threshold": [0.5], "precision": [1.0], "recall": [1.0], "fpr": [0.0]})],
-                            [{"ap": 1.0, "auc": 1.0}], SAMPLE)  # fmt: skip
+    curve = pd.DataFrame({"threshold": [0.5], "precision": [1.0], "recall": [1.0], "fpr": [0.0]})
+    figure = figures.pr_roc([curve], [{"ap": 1.0, "auc": 1.0}], SAMPLE)
     recall, precision = figure.axes[0].lines[2].get_data()
     np.testing.assert_allclose(2 * precision * recall / (precision + recall), 0.7)
 
 
 def test_the_best_threshold_is_that_of_the_highest_dice():
-    table = pd.DataFrame(
-        {"threshold": [0.8, 0.5, 0.2], "precision": [1.0, 0.8, 0.4], "recall": [0.2, 0.8, 1.0]}
-    )
+    table = pd.DataFrame({"threshold": [0.8, 0.5, 0.2], "precision": [1.0, 0.8, 0.4], "recall": [0.2, 0.8, 1.0]})
     text = words(figures.over_thresholds(table, SAMPLE, 0.2))
     assert "highest Dice, 0.8000 at 0.50" in text
     assert "in use, 0.5714 at 0.2" in text
@@ -187,9 +181,7 @@ def test_ours_stands_on_the_papers_line_of_the_same_network(draw):
 def test_shares_found_by_size(draw):
     ax = draw["found_by_size"]().axes[0]
     (dots,) = [line for line in ax.lines if line.get_marker() == "o"]
-    np.testing.assert_allclose(
-        dots.get_xydata(), [[10, 0], [20, 0.2], [30, 0.4], [40, 0.6], [50, 0.8], [60, 1]]
-    )
+    np.testing.assert_allclose(dots.get_xydata(), [[10, 0], [20, 0.2], [30, 0.4], [40, 0.6], [50, 0.8], [60, 1]])
     assert "found: 50% of 60 nuclei" in words(ax.figure)
     low, high = ax.collections[0].get_segments()[1][:, 1]  # 2 of 10, after Wilson
     assert (low, high) == pytest.approx((0.0567, 0.5098), abs=1e-4)
@@ -307,7 +299,7 @@ def test_explorer_frames_show_the_errors_and_say_so(explorer, views):
     frame = explorer.frame(0, "errors", 50)
     np.testing.assert_array_equal(np.array(picture(frame)), figures.error_pixels(views[0]))
     assert picture(frame).info["transparency"][0] == 0
-    assert f"dice {views[0].dice:.4f}" in frame
+    assert f"Dice {views[0].dice:.4f}" in frame
     assert f'alt="errors of {views[0].name} ({views[0].organ}).' in frame
     outlines = explorer.frame(0, "outlines", 50)
     assert "nuclei found, 9 true." in outlines
@@ -329,11 +321,11 @@ def test_explorer_is_small_and_names_are_escaped(views):
 
     from csamnet.explorer import Explorer
 
-    large = [
-        v._replace(name='<b>"A&B', **{key: np.tile(getattr(v, key), (4, 4)) for key in ("truth", "labels", "probability")},
-                   image=np.tile(v.image, (4, 4, 1)))
-        for v in [*views, *views]
-    ]  # fmt: skip
+    def enlarged(view: figures.View) -> figures.View:
+        planes = {key: np.tile(getattr(view, key), (4, 4)) for key in ("truth", "labels", "probability")}
+        return view._replace(name='<b>"A&B', image=np.tile(view.image, (4, 4, 1)), **planes)
+
+    large = [enlarged(view) for view in [*views, *views]]
     before = len(json.dumps(Widget.get_manager_state()))
     widget = Explorer(large).widget()
     assert len(json.dumps(Widget.get_manager_state())) - before < 1.5e6
@@ -341,8 +333,6 @@ def test_explorer_is_small_and_names_are_escaped(views):
     assert "&lt;b&gt;&quot;A&amp;B" in Explorer(large).frame(0, "photograph")
 
 
-@pytest.mark.parametrize(
-    ("length", "most", "expected"), [(1, 4, [0]), (4, 4, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9])]
-)
+@pytest.mark.parametrize(("length", "most", "expected"), [(1, 4, [0]), (4, 4, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9])])
 def test_spread(length, most, expected):
     assert figures.spread(length, most) == expected

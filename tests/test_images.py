@@ -99,9 +99,7 @@ def test_more_than_8_bits(tmp_path, values, expected):
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0], np.stack([expected] * 3, -1))
 
 
-@pytest.mark.parametrize(
-    "array", [RGB.astype(np.uint16) * 257, GREY.astype(np.uint16) * 257], ids=["rgb", "grey"]
-)
+@pytest.mark.parametrize("array", [RGB.astype(np.uint16) * 257, GREY.astype(np.uint16) * 257], ids=["rgb", "grey"])
 def test_16_bit_files(tmp_path, array):
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(array))
     photometric = "rgb" if array.ndim == 3 else "minisblack"

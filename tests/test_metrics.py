@@ -143,9 +143,7 @@ def test_curves_hold_the_measures_of_their_thresholds():
     assert (table.recall.iloc[-1], table.fpr.iloc[-1]) == (1, 1)
     for row in table.iloc[::20].itertuples():
         expected = metrics.from_counts(**metrics.confusion(scores.astype(float) >= row.threshold, target))
-        assert (row.precision, row.recall) == pytest.approx(
-            (expected["precision"], expected["recall"]), abs=2e-3
-        )
+        assert (row.precision, row.recall) == pytest.approx((expected["precision"], expected["recall"]), abs=2e-3)
     assert np.trapezoid(table.recall, table.fpr) == pytest.approx(
         roc_auc_score(target.ravel(), scores.ravel()), abs=1e-3
     )
@@ -216,9 +214,7 @@ def test_instances_match_brute_force_and_monai():
         assert (found["aji"], found["pq"]) == pytest.approx(brute_instances(pred, true))
         ours = (found["pq"], found["sq"], found["dq"])
         masks = (torch.from_numpy(pred), torch.from_numpy(true))
-        theirs = [
-            compute_panoptic_quality(*masks, metric_name=k, smooth_numerator=0) for k in ("pq", "sq", "rq")
-        ]
+        theirs = [compute_panoptic_quality(*masks, metric_name=k, smooth_numerator=0) for k in ("pq", "sq", "rq")]
         assert ours == pytest.approx([float(value) for value in theirs], rel=1e-5, nan_ok=True)
 
 
@@ -276,12 +272,8 @@ def test_pool_and_mean():
     assert set(metrics.COLUMNS) <= set(rows[0])
     pooled, (means, n) = metrics.pool(rows, total), metrics.mean(rows)
     scores, labels = (np.concatenate(parts, axis=0) for parts in zip(*scenes, strict=True))
-    assert {k: pooled[k] for k in metrics.PIXEL} == metrics.from_counts(
-        **metrics.confusion(scores >= 0.5, labels > 0)
-    )
-    assert pooled["ap"] == pytest.approx(
-        average_precision_score(labels.ravel() > 0, scores.ravel()), abs=1e-4
-    )
+    assert {k: pooled[k] for k in metrics.PIXEL} == metrics.from_counts(**metrics.confusion(scores >= 0.5, labels > 0))
+    assert pooled["ap"] == pytest.approx(average_precision_score(labels.ravel() > 0, scores.ravel()), abs=1e-4)
     assert pooled["n_true"] == 108
     assert pooled["pq"] == pytest.approx(means["pq"], abs=0.05)
     assert pooled["hd95"] == means["hd95"] == pytest.approx(np.mean([row["hd95"] for row in rows]))
@@ -294,9 +286,7 @@ def test_empty_images_and_unknown_instances_are_left_out():
     total = np.zeros((2, metrics.BINS), np.int64)
     score, labels = scene(0)
     full = metrics.image_metrics(score, labels > 0, total=total)
-    blank = metrics.image_metrics(
-        np.zeros_like(score), np.zeros_like(labels), np.zeros_like(labels), total=total
-    )
+    blank = metrics.image_metrics(np.zeros_like(score), np.zeros_like(labels), np.zeros_like(labels), total=total)
     assert isnan(full[k] for k in metrics.INSTANCE)
     assert isnan(blank[k] for k in ("dice", "ap", "auc", "hd95"))
     means, n = metrics.mean([full, blank])

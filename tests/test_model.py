@@ -48,9 +48,7 @@ def read_golden(folder: Path, width: int, scratch: Path) -> SimpleNamespace:
     state = {key.removeprefix("state."): value for key, value in stored.items() if key.startswith("state.")}
     save_file(state, scratch / "weights.safetensors")
     about = json.loads(stem.with_suffix(".json").read_text())
-    return SimpleNamespace(
-        width=width, stored=stored, state=state, about=about, path=scratch / "weights.safetensors"
-    )
+    return SimpleNamespace(width=width, stored=stored, state=state, about=about, path=scratch / "weights.safetensors")
 
 
 @pytest.fixture(scope="module")

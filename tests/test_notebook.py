@@ -1,4 +1,4 @@
-"""The notebooks refuse what cannot be run before anything runs, and what they leave behind is fit to be read."""
+"""The notebooks refuse what cannot be run before anything runs, and what they leave is fit to be read."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def test_impossible_parameters_are_refused(wrong, message):
 
 
 def test_parameters_make_a_run():
-    config, root, results, device = notebooks.notebook_config(
-        GIVEN | {"epochs": 2, "dataset": "monuseg"}, NAMES
-    )
+    config, root, results, device = notebooks.notebook_config(GIVEN | {"epochs": 2, "dataset": "monuseg"}, NAMES)
     assert config == make_config("sample", epochs=2)
     assert (root.name, results.name, device) == ("prepared", "results", "auto")
 
@@ -163,9 +161,7 @@ def test_page_says_whose_numbers_it_has(page):
 
 
 def test_pictures_have_a_text_and_their_source(page):
-    pictures = [
-        (c, o) for c, o in outputs(page) if {"image/svg+xml", "image/jpeg"} & o.get("data", {}).keys()
-    ]
+    pictures = [(c, o) for c, o in outputs(page) if {"image/svg+xml", "image/jpeg"} & o.get("data", {}).keys()]
     assert len(pictures) == 10
     for cell, output in pictures:
         assert cell.metadata.mystnb.image.alt == output.data["text/plain"]
@@ -209,16 +205,14 @@ def real_run(results: Path, seed: int, profile: str = "paper", kind: str = "real
     histogram, rows = np.zeros((2, BINS), np.int64), []
     for organ in ("brain", "lung", "colon"):
         labels = np.kron(rng.permutation(16).reshape(4, 4) % 5, np.ones((12, 12), int))
-        probability = np.clip((labels > 0) * 0.6 + rng.uniform(0, 0.45, labels.shape), 0, 1).astype(
-            np.float32
-        )
+        probability = np.clip((labels > 0) * 0.6 + rng.uniform(0, 0.45, labels.shape), 0, 1).astype(np.float32)
         row = {"name": f"TCGA-{organ}", "group": f"TCGA-{organ}", "organ": organ, "height": 48, "width": 48}
         rows.append(row | image_metrics(probability, labels > 0, labels, total=histogram))
     device = hardware(torch.device("cpu"))
     write_evaluation(folder / "test", rows, histogram, config, {"data": card, "hardware": device})
     epochs = np.arange(1, 4)
     columns = ("lr", "drop_rate", "loss", "loss_ce", "loss_dice", "val_miou", "val_dice", "val_ap")
-    history = pd.DataFrame({"epoch": epochs} | {key: epochs / 10 for key in columns})
+    history = pd.DataFrame({"epoch": epochs} | dict.fromkeys(columns, epochs / 10))
     history.to_csv(folder / "history.csv", index=False)
     about = {
         "status": "done",
@@ -234,9 +228,7 @@ def real_run(results: Path, seed: int, profile: str = "paper", kind: str = "real
         "best_epoch": 3,
         "parameters": 6440000,
     }
-    write_json(
-        folder / "run.json", about | {"libraries": libraries(), "hardware": device, "fingerprint": "2"}
-    )
+    write_json(folder / "run.json", about | {"libraries": libraries(), "hardware": device, "fingerprint": "2"})
     return folder
 
 
@@ -269,16 +261,11 @@ def test_measured_page(runs, tmp_path):
     page = nbformat.read(tmp_path / "page.ipynb", as_version=4)
     text = markdown(page)
     assert page.cells[0].source.startswith("# MoNuSeg: measured on real images\n")
-    assert (
-        "**Measured on real data.** Runs: `MoNuSeg/CSAMNet-S-paper-seed0`, `MoNuSeg/CSAMNet-S-paper-seed1`"
-        in text
-    )
+    assert "**Measured on real data.** Runs: `MoNuSeg/CSAMNet-S-paper-seed0`, `MoNuSeg/CSAMNet-S-paper-seed1`" in text
     assert "| CSAMNet-S, paper | mIoU | 80.31 % |" in text
     assert "| CSAMNet-L | mIoU | 80.76 % |   |   |   | *not run* |   |" in text
     assert "sample data" not in text
-    kinds = [
-        kind for _, output in outputs(page) for kind in output.get("data", {}) if kind.startswith("image/")
-    ]
+    kinds = [kind for _, output in outputs(page) for kind in output.get("data", {}) if kind.startswith("image/")]
     assert kinds == ["image/svg+xml"] * 6  # no photographs
 
 
@@ -294,9 +281,14 @@ def test_measured_page_without_runs(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
-    [("miou", 0.8031, "80.31 %"), ("ap", 0.91114, "0.9111"), ("hd95", 4.25, "4.2 px"), ("pq", None, "undefined"),
-     ("dice", float("nan"), "undefined")],
-)  # fmt: skip
+    [
+        ("miou", 0.8031, "80.31 %"),
+        ("ap", 0.91114, "0.9111"),
+        ("hd95", 4.25, "4.2 px"),
+        ("pq", None, "undefined"),
+        ("dice", float("nan"), "undefined"),
+    ],
+)
 def test_show(key, value, expected):
     assert tables.show(key, value) == expected
 
@@ -308,9 +300,7 @@ def test_differences_have_a_sign():
 
 
 def test_paper_scores():
-    assert tables.paper_scores("MoNuSeg", "CSAMNet-S") == pytest.approx(
-        {"miou": 0.8031, "ap": 0.9111, "auc": 0.9715}
-    )
+    assert tables.paper_scores("MoNuSeg", "CSAMNet-S") == pytest.approx({"miou": 0.8031, "ap": 0.9111, "auc": 0.9715})
     assert tables.paper_scores("MoNuSeg", "CSAMNet-M") == pytest.approx({"miou": 0.8034})
     assert tables.paper_scores("MoNuSeg", "CSAMNet-XS") == {}
     assert tables.paper_scores("CPM17", "CSAMNet-S") == {}
@@ -348,8 +338,6 @@ def test_found_objects_by_hand():
     probability = np.zeros((40, 40), np.float32)
     probability[2:12, 2:12] = 0.9  # the first is found, the second by a fifth
     probability[20:32, 29:38] = 0.9
-    view = notebooks.View(
-        "v", "o", np.zeros((40, 40, 3), np.uint8), labels > 0, labels, probability, 0.5, 0.5
-    )
+    view = notebooks.View("v", "o", np.zeros((40, 40, 3), np.uint8), labels > 0, labels, probability, 0.5, 0.5)
     table = notebooks.found_objects([view], 0.5)
     assert table.to_dict("list") == {"area": [25.0, 36.0], "found": [True, False]}

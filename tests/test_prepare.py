@@ -25,9 +25,7 @@ def lay(folder: Path, names=None, *, kind: str = "inst") -> Path:
     """A tree by hand: images of 8 x 9 pixels that all differ, two objects each."""
     for split, stems in (names or NAMES).items():
         for stem in stems:
-            image = np.random.default_rng(list(f"{stem}".encode())).integers(
-                0, 255, (8, 9, 3), dtype=np.uint8
-            )
+            image = np.random.default_rng(list(f"{stem}".encode())).integers(0, 255, (8, 9, 3), dtype=np.uint8)
             labels = np.zeros((8, 9), np.uint16)
             labels[1:3, 1:4], labels[5:7, 5:9] = 3, 7
             write_image(folder / split / "img" / f"{stem}.png", image)
@@ -60,9 +58,7 @@ def test_the_tree_the_manifest_and_the_card(tmp_path):
     assert list(table) == list(COLUMNS)
     assert table.groupby("split")["name"].apply(list).to_dict() == NAMES
     row = table.set_index("name").loc["a"]
-    assert (row["image"], row["mask"], row["inst"]) == tuple(
-        f"train/{k}/a.png" for k in ("img", "mask", "inst")
-    )
+    assert (row["image"], row["mask"], row["inst"]) == tuple(f"train/{k}/a.png" for k in ("img", "mask", "inst"))
     assert (row["height"], row["width"], row["objects"], row["group"]) == (8, 9, 2, "a")
     assert row["image_sha256"] == sha256_file(folder / row["image"])
     assert row["mask_sha256"] == sha256_file(folder / row["mask"])
@@ -111,9 +107,7 @@ def test_what_changed_is_made_anew_and_comes_out_the_same(tmp_path):
     assert "gone: train/mask/b.png; changed: train/img/a.png" in str(caught.value)
     assert sha256_file(prepare("MoNuSeg", source, tmp_path) / "manifest.csv") == manifest
     verify(folder)
-    (folder / "manifest.csv").write_text(
-        (folder / "manifest.csv").read_text().replace("e,train,e", "e,train,x")
-    )
+    (folder / "manifest.csv").write_text((folder / "manifest.csv").read_text().replace("e,train,e", "e,train,x"))
     with pytest.raises(InputError, match=r"changed: manifest\.csv"):
         verify(folder)
 

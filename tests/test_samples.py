@@ -28,9 +28,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 def outlines(path: Path) -> list[np.ndarray]:
     regions = ElementTree.parse(path).getroot().findall("./Annotation/Regions/Region")
-    vertices = [
-        [(float(v.get("X")), float(v.get("Y"))) for v in r.findall("./Vertices/Vertex")] for r in regions
-    ]
+    vertices = [[(float(v.get("X")), float(v.get("Y"))) for v in r.findall("./Vertices/Vertex")] for r in regions]
     return [np.array(v) for v in vertices]
 
 

@@ -62,9 +62,7 @@ def steps(into: list):
 def run_python(program: Path | str, *arguments, **environment: str) -> subprocess.CompletedProcess:
     """Run a program file in a process of its own, with this project and these tests to import."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = (
-        os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(torch.get_num_threads())} | environment
-    )
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(torch.get_num_threads())} | environment
     command = [sys.executable, str(program), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -93,9 +93,7 @@ class Number(SphinxRole):
         found = [nodes.inline("", text, classes=["number"])] if text else []
         if kind:
             found.append(nodes.inline("", LABELS[kind], classes=["provenance", f"provenance-{kind}"]))
-        return found[:1] + [
-            node for other in found[1:] for node in (nodes.Text("\N{NO-BREAK SPACE}"), other)
-        ], []
+        return found[:1] + [node for other in found[1:] for node in (nodes.Text("\N{NO-BREAK SPACE}"), other)], []
 
 
 class Result(Number):
@@ -178,24 +176,18 @@ class NetworkSizes(Table):
 class Commands(Table):
     def run(self) -> list[nodes.Node]:
         return [
-            node
-            for command in typer.main.get_command(command_line).commands.values()
-            for node in self.show(command)
+            node for command in typer.main.get_command(command_line).commands.values() for node in self.show(command)
         ]
 
     def show(self, command) -> list[nodes.Node]:
         """Usage, purpose and options of one command."""
-        names = {
-            p: ", ".join(p.opts) if p.param_type_name == "option" else p.name.upper() for p in command.params
-        }
+        names = {p: ", ".join(p.opts) if p.param_type_name == "option" else p.name.upper() for p in command.params}
         usage = [names[p] for p in command.params if p.param_type_name == "argument"]
         rows = []
         for p, name in names.items():
             default = p.show_default if isinstance(p.show_default, str) else p.default
             default = f"`{default}`" if default or (default == 0 and default is not False) else ""
-            rows.append(
-                [f"`{name}`", (p.help or "").replace("|", r"\|"), "required" if p.required else default]
-            )
+            rows.append([f"`{name}`", (p.help or "").replace("|", r"\|"), "required" if p.required else default])
         head = self.parse(f"**`csamnet {' '.join([command.name, *usage])}`**\\\n{command.help}")
         return head + self.parse(markdown(["Argument", "Meaning", "Default"], rows))
 
