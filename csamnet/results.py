@@ -60,7 +60,11 @@ def fingerprint(config: RunConfig, manifest_sha256: str = "", step: str = "train
 
 def data_card(root: Path | str, dataset: str) -> dict:
     """What a run keeps of its data set: name, kind (real or sample), manifest hash and counts."""
-    card = read_json(Path(root) / dataset / "dataset.json")
+    path = Path(root) / dataset / "dataset.json"
+    if not path.exists():
+        mend = f"csamnet prepare {dataset} --from PATH --root {root}"
+        raise InputError("a data set is not prepared", path=path, mend=mend)
+    card = read_json(path)
     return {key: card[key] for key in ("name", "kind", "manifest_sha256", "counts")}
 
 

@@ -66,8 +66,11 @@ def train(
         return folder
     fabric = launch(config, device, devices, nodes)
     if config.batch % fabric.world_size or config.batch // fabric.world_size < 2:
-        raise InputError("the batch cannot be shared", expected=f"at least 2 crops for each of {fabric.world_size} processes",
-                         found=f"a batch of {config.batch}")  # fmt: skip
+        raise InputError(
+            "the batch cannot be shared",
+            expected=f"at least 2 crops for each of {fabric.world_size} processes",
+            found=f"a batch of {config.batch}",
+        )
     atlas = Atlas(load_split(root, config.dataset, "train"), fabric.device, cache=folder)
     held_out = load_split(root, config.dataset, "val")[fabric.global_rank :: fabric.world_size]
 
@@ -192,7 +195,7 @@ def stop_on_nan(losses: list[float], network: nn.Module, epoch: int, config: Run
         "the loss or a weight is no longer a number; training stopped",
         path=folder,
         found=f"loss {losses[0]} in epoch {epoch + 1} (steps {epoch * config.steps_per_epoch + 1} and on)",
-        mend=f"lower the learning rate (now {config.lr}) or use --precision fp32; the last checkpoint is from epoch {epoch}",
+        mend=f"lower the learning rate (now {config.lr}) or use --precision fp32; the last checkpoint is of epoch {epoch}",
     )
 
 
