@@ -256,7 +256,8 @@ def pr_roc(
             ax.plot(table[x], table[y], color=VERMILLION, linewidth=1.4)
             ax.plot(table[x][at], table[y][at], "o", color=BLACK, markersize=5)
         ax.set(xlabel=x, ylabel=y, xlim=(0, 1.01), ylim=(0, 1.01), aspect="equal")
-        _note(ax, "\n".join([*lines[key], f"dot: threshold {threshold:g}"]), 0.04 if ax is pr else 0.22, 0.04)
+        place = (0.04, 0.04, "left") if ax is pr else (0.98, 0.04, "right")
+        _note(ax, "\n".join([*lines[key], f"dot: threshold {threshold:g}"]), *place)
     roc.set_xlabel("false positive rate")
     return figure
 
@@ -389,7 +390,7 @@ def found_by_size(objects: pd.DataFrame, source: str, unit: str = "px", bins: in
 
     `objects`: area (in `unit` squared), found (bool). The intervals are Wilson's (1927).
     """
-    text = f"found: {objects['found'].mean():.0%} of {len(objects):,} nuclei"
+    text = f"found: {100 * objects['found'].mean():.0f} % of {len(objects):,} nuclei"
     figure, ((ax,),) = _panels(f"Share of nuclei found, over their area; {text}.", 2.6, source)
     group = objects.groupby(pd.qcut(objects["area"], bins, duplicates="drop"), observed=True)
     n, share, area, z = group["found"].count(), group["found"].mean(), group["area"].median(), 1.96
@@ -428,7 +429,7 @@ def _error_legend(figure: Figure) -> None:
 
 @styled
 def best_and_worst(views: Sequence[View], source: str, each: int = 1) -> Figure:
-    """The images with the highest and the lowest Dice: true outlines, and every pixel by its kind of error."""
+    """The images with the highest and the lowest Dice: true outlines, and pixels by their kind of error."""
     ranked = sorted(views, key=lambda view: -view.dice)
     best, worst = ranked[: min(each, len(ranked) // 2)], ranked[-each:]
     rows = [("best", view) for view in best] + [("worst", view) for view in worst]

@@ -92,8 +92,8 @@ def prepared(config: RunConfig, root: Path) -> dict:
 def describe(samples: Mapping[str, Sequence[Sample]], mpp: float | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """For `figures.object_statistics`: objects (split, area), and images (split, inside, outside).
 
-    Area is in square micrometres where `mpp` is known, else in pixels. Inside and outside are the mean amounts
-    of haematoxylin, by the deconvolution of Ruifrok and Johnston (2001), of a sixteenth of the pixels.
+    Area is in square micrometres where `mpp` is known, else in pixels. Inside and outside are mean amounts of
+    haematoxylin, by the deconvolution of Ruifrok and Johnston (2001), of a sixteenth of the pixels.
     """
     objects, stain = [], []
     for split, sample in ((split, sample) for split, items in samples.items() for sample in items):

@@ -164,8 +164,8 @@ def about(card: dict) -> str:
     if card["kind"] == "sample":
         return (
             f"**Sample data.** {images} with {objects:,} nuclei, painted by this project in the layout of "
-            f"{card['name']}, so that everything here can run anywhere. It is not tissue: the numbers show that "
-            "the path works, and say nothing of the paper."
+            f"{card['name']}, so that everything here can run anywhere. It is not tissue: the numbers show "
+            "that the path works, and say nothing of the paper."
         )
     notes = "; ".join(card["notes"]).capitalize()
     place = f"source: {card['source']}, licence {card['licence']}"
@@ -187,8 +187,8 @@ def comparable(summary: dict, model: str) -> str:
     """Whether the measures of a page can be put beside the paper's, in Markdown."""
     if summary["data"]["kind"] == "sample":
         return (
-            "**Nothing here can be compared with the paper**: look-alike images are neither as hard nor as many "
-            "as real ones."
+            "**Nothing here can be compared with the paper**: look-alike images are neither as hard nor as "
+            "many as real ones."
         )
     if not paper_scores(summary["data"]["name"], model):
         return f"The paper gives no measures of {model} on this data set."
@@ -199,8 +199,8 @@ def recipe(config: RunConfig) -> str:
     """How a network is trained, in Markdown."""
     return (
         f"**{config.model}**, profile *{config.profile}*, seed {config.seed}: {config.epochs} epochs of "
-        f"{config.steps_per_epoch} steps, each on {config.batch} crops of {config.tile} × {config.tile} pixels; "
-        f"AdamW with a learning rate of up to {config.lr:g}."
+        f"{config.steps_per_epoch} steps, each on {config.batch} crops of {config.tile} × {config.tile} "
+        f"pixels; AdamW with a learning rate of up to {config.lr:g}."
     )
 
 
@@ -220,8 +220,8 @@ def takeaways(summary: dict, table: pd.DataFrame) -> str:
         missed, false = 1 - pooled["recall"], 1 - pooled["precision"]
         more = "misses more than it makes up" if missed > false else "makes up more than it misses"
         lines.append(
-            f"The network {more}: {missed:.1%} of the nucleus pixels are missed, and {false:.1%} of what it "
-            "calls nucleus is none."
+            f"The network {more}: {100 * missed:.1f} % of the nucleus pixels are missed, and "
+            f"{100 * false:.1f} % of what it calls nucleus is none."
         )
     if pooled["dq"] is not None and pooled["sq"] is not None:
         finding = "finding each nucleus and keeping neighbours apart"

@@ -1,4 +1,4 @@
-"""Training: one loop, to be read from top to bottom.
+"""Training: `train` sets up and goes through the epochs, `train_epoch` is the loop over steps.
 
 Everything random in step `s` on process `r` follows from (seed, s, r) alone, so a run that was killed goes on from
 its last checkpoint and ends with the same bits as one that was not.
@@ -28,7 +28,7 @@ from csamnet.data import Atlas, load_split
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
 from csamnet.files import InputError, atomic, write_json
 from csamnet.losses import segmentation_loss
-from csamnet.model import save_weights
+from csamnet.model import CSAMNet, save_weights
 from csamnet.results import (
     RESULTS,
     code_sha256,
@@ -65,12 +65,6 @@ def train(
     if is_done(folder, fresh):
         return folder
     fabric = launch(config, device, devices, nodes)
-    if config.batch % fabric.world_size or config.batch // fabric.world_size < 2:
-        raise InputError(
-            "the batch cannot be shared",
-            expected=f"at least 2 crops for each of {fabric.world_size} processes",
-            found=f"a batch of {config.batch}",
-        )
     atlas = Atlas(load_split(root, config.dataset, "train"), fabric.device, cache=folder)
     held_out = load_split(root, config.dataset, "val")[fabric.global_rank :: fabric.world_size]
 
@@ -84,37 +78,13 @@ def train(
     if fabric.is_global_zero:
         write_run(folder, config, card, fresh, fabric, history, network, status="training")
 
+    tick = on_step if fabric.is_global_zero else None
     for epoch in range(len(history), config.epochs):
-        started, losses = time.perf_counter(), torch.zeros(3, device=fabric.device)
-        for step in range(epoch * config.steps_per_epoch, (epoch + 1) * config.steps_per_epoch):
-            generator = seed_step(config.seed, step, fabric)
-            images, target = atlas.crops(config, config.batch // fabric.world_size, generator)
-            drop_rate = network.advance(step / config.steps)
-            lr = set_learning_rate(optimizer, config, step)
-
-            logits = model(images.contiguous(memory_format=torch.channels_last))
-            loss, *parts = segmentation_loss(logits, target, config.dice)
-            fabric.backward(loss)
-            fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad()
-            update_average(ema, network, min(config.ema, (1 + step) / (10 + step)))
-
-            losses += torch.stack([loss.detach(), *parts])
-            if on_step and fabric.is_global_zero:
-                on_step(step + 1, config.steps)
-
-        losses = fabric.all_reduce(losses / config.steps_per_epoch, reduce_op="mean").tolist()
-        stop_on_nan(losses, network, epoch, config, folder)
-        trained = time.perf_counter() - started
+        started = time.perf_counter()
+        row = train_epoch(fabric, model, network, ema, optimizer, atlas, config, epoch, tick)
+        stop_on_nan(row["loss"], network, epoch, config, folder)
         recalibrate(ema, atlas, config)
-        scores = score(fabric, ema, held_out, config)
-        row = {"epoch": epoch + 1, "step": step + 1, "lr": lr, "drop_rate": drop_rate}
-        row |= dict(zip(("loss", "loss_ce", "loss_dice"), losses, strict=True)) | scores
-        row |= {
-            "seconds": time.perf_counter() - started,
-            "images_per_s": config.batch * config.steps_per_epoch / trained,
-        }
+        row |= score(fabric, ema, held_out, config) | {"seconds": time.perf_counter() - started}
         history.append(row)
         if fabric.is_global_zero:
             checkpoint.save(history)
@@ -123,12 +93,48 @@ def train(
                 on_epoch(row)
 
     if fabric.is_global_zero:
-        save_weights(checkpoint.best, folder / "weights.safetensors", config=json.dumps(config.to_dict()))
+        checkpoint.finish(config)
         write_run(folder, config, card, fresh, fabric, history, network, status="done")
-        for path in folder.glob("*checkpoint.*"):  # a kill may have left one half-written
-            path.unlink()
     fabric.barrier()
     return folder
+
+
+def train_epoch(
+    fabric: Fabric,
+    model,
+    network: CSAMNet,
+    ema: nn.Module,
+    optimizer,
+    atlas: Atlas,
+    config: RunConfig,
+    epoch: int,
+    tick,
+) -> dict[str, float]:
+    """The steps of one epoch; its row of history. `model` is `network` as Fabric wraps it."""
+    started, losses = time.perf_counter(), torch.zeros(3, device=fabric.device)
+    first = epoch * config.steps_per_epoch
+    for step in range(first, first + config.steps_per_epoch):
+        generator = seed_step(config.seed, step, fabric)
+        images, target = atlas.crops(config, config.batch // fabric.world_size, generator)
+        drop_rate = network.advance(step / config.steps)
+        lr = set_learning_rate(optimizer, config, step)
+
+        logits = model(images.contiguous(memory_format=torch.channels_last))
+        loss, *parts = segmentation_loss(logits, target, config.dice)
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad()
+        update_average(ema, network, min(config.ema, (1 + step) / (10 + step)))
+
+        losses += torch.stack([loss.detach(), *parts])
+        if tick:
+            tick(step + 1, config.steps)
+
+    losses = fabric.all_reduce(losses / config.steps_per_epoch, reduce_op="mean").tolist()
+    images_per_s = config.batch * config.steps_per_epoch / (time.perf_counter() - started)
+    row = {"epoch": epoch + 1, "step": step + 1, "lr": lr, "drop_rate": drop_rate, "images_per_s": images_per_s}
+    return row | dict(zip(("loss", "loss_ce", "loss_dice"), losses, strict=True))
 
 
 def launch(config: RunConfig, device: str, devices: int, nodes: int) -> Fabric:
@@ -143,6 +149,12 @@ def launch(config: RunConfig, device: str, devices: int, nodes: int) -> Fabric:
                          found=f"{devices} on each of {nodes}")  # fmt: skip
     fabric = Fabric(accelerator=kind.type, devices=devices, num_nodes=nodes, precision=FABRIC_PRECISION[precision])
     fabric.launch()
+    if config.batch % fabric.world_size or config.batch // fabric.world_size < 2:
+        raise InputError(
+            "the batch cannot be shared",
+            expected=f"at least 2 crops for each of {fabric.world_size} processes",
+            found=f"a batch of {config.batch}",
+        )
     return fabric
 
 
@@ -176,26 +188,26 @@ def update_average(ema: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_([*ema.parameters()], [*network.parameters()], 1 - decay)
 
 
-def recalibrate(ema: nn.Module, atlas: Atlas, config: RunConfig, batches: int = 12) -> None:
+def recalibrate(ema: nn.Module, atlas: Atlas, config: RunConfig) -> None:
     """Measure the batch-norm statistics that belong to the averaged weights, on crops of the training images.
 
     They are not averaged along: the released head moves its own by 3e-4 a step, which thousands of steps would
     not bring to their place.
     """
     generator = torch.Generator(atlas.device).manual_seed(config.seed)
-    crops = [atlas.crops(config, config.batch, generator)[0] for _ in range(batches)]
+    crops = [atlas.crops(config, config.batch, generator)[0] for _ in range(min(12, config.steps_per_epoch))]
     with autocast(config.precision, atlas.device):
         update_bn([x.contiguous(memory_format=torch.channels_last) for x in crops], ema)
 
 
-def stop_on_nan(losses: list[float], network: nn.Module, epoch: int, config: RunConfig, folder: Path) -> None:
-    if math.isfinite(sum(losses)) and all(p.isfinite().all() for p in network.parameters()):
+def stop_on_nan(loss: float, network: nn.Module, epoch: int, config: RunConfig, folder: Path) -> None:
+    if math.isfinite(loss) and all(p.isfinite().all() for p in network.parameters()):
         return
     raise InputError(
         "the loss or a weight is no longer a number; training stopped",
         path=folder,
-        found=f"loss {losses[0]} in epoch {epoch + 1} (steps {epoch * config.steps_per_epoch + 1} and on)",
-        mend=f"lower the learning rate (now {config.lr}) or use --precision fp32; the last checkpoint is of epoch {epoch}",
+        found=f"loss {loss} in epoch {epoch + 1} (steps {epoch * config.steps_per_epoch + 1} and on)",
+        mend=f"lower the learning rate (now {config.lr}) or use --precision fp32; the checkpoint is of epoch {epoch}",
     )
 
 
@@ -229,6 +241,13 @@ class Checkpoint:
         parts |= {f"optimizer.{i}": state for i, state in states.items()}
         tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
         save_weights(tensors, self.path, fingerprint=self.fingerprint, history=json.dumps(history))
+
+    def finish(self, config: RunConfig) -> None:
+        """Write the best weights, and remove the checkpoint with what a kill may have left half-written of it."""
+        about = json.dumps(config.to_dict())
+        save_weights(self.best, self.path.with_name("weights.safetensors"), config=about)
+        for path in self.path.parent.glob("*checkpoint.*"):
+            path.unlink()
 
     def load(self) -> list[dict]:
         """Take up the saved state and return its history; empty where there is none of this fingerprint."""

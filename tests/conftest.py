@@ -32,5 +32,5 @@ def tree(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def run(tree, tmp_path_factory) -> Path:
     """The folder of a run that has learned the discs."""
-    config = settings(epochs=2, steps_per_epoch=12, batch=4, lr=1e-2, seed=7)
+    config = settings(epochs=2, steps_per_epoch=12, batch=4, lr=1e-2, ema=0.8, seed=7)
     return train(config, tree, results=tmp_path_factory.mktemp("results"), device="cpu")

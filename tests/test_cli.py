@@ -27,11 +27,6 @@ def call(*arguments) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tiny.make_tree(tmp_path_factory.mktemp("tree"))
-
-
 @pytest.fixture
 def weights(tmp_path) -> Path:
     torch.manual_seed(0)
@@ -100,9 +95,9 @@ def test_what_a_person_can_mend(arguments, said, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_gpu_where_one_is_asked_for(root, tmp_path, monkeypatch):
+def test_no_gpu_where_one_is_asked_for(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    options = ["--root", root, "--profile", "sample", "--results", tmp_path, "--device", "cuda"]
+    options = ["--root", tree, "--profile", "sample", "--results", tmp_path, "--device", "cuda"]
     code, text = call("train", "MoNuSeg", *options)
     assert code == 2
     assert "no CUDA device" in text

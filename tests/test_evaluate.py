@@ -26,7 +26,6 @@ from csamnet.evaluate import (
 from csamnet.files import InputError, read_json, sha256_file
 from csamnet.metrics import COLUMNS, METRICS
 from csamnet.model import CSAMNet
-from csamnet.train import train
 
 
 class Constant(nn.Module):
@@ -53,17 +52,6 @@ class Red(nn.Module):
 
 def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tiny.make_tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture(scope="module")
-def run(root, tmp_path_factory):
-    longer = tiny.settings(epochs=3, steps_per_epoch=12, lr=5e-3, ema=0.8)
-    return train(longer, root, results=tmp_path_factory.mktemp("results"), device="cpu")
 
 
 @pytest.mark.parametrize(("length", "overlap"), [(128, 0.5), (129, 0.5), (300, 0.25), (1000, 0.5), (257, 0.0)])
@@ -130,14 +118,14 @@ def test_batches_of_tiles_do_not_matter():
     assert np.allclose(one, many, atol=1e-5)
 
 
-def test_evaluation_writes_what_scikit_learn_finds(run, root):
-    folder = evaluate(run, root, device="cpu")
+def test_evaluation_writes_what_scikit_learn_finds(run, tree):
+    folder = evaluate(run, tree, device="cpu")
     table, summary = pd.read_csv(folder / "per_image.csv"), read_json(folder / "summary.json")
     assert table.columns.tolist() == ["name", "group", "organ", "height", "width", *COLUMNS]
     assert summary["n"] == len(table) == 2
     assert set(summary["pooled"]) == set(summary["mean"]) == set(METRICS)
     model, config = load_run(run, "cpu")
-    samples = load_split(root, "MoNuSeg", "test")
+    samples = load_split(tree, "MoNuSeg", "test")
     found = np.concatenate([predictor(model, config)(sample.image()).ravel() for sample in samples])
     truth = np.concatenate([sample.mask().ravel() for sample in samples])
     assert summary["pooled"]["ap"] == pytest.approx(
@@ -149,25 +137,25 @@ def test_evaluation_writes_what_scikit_learn_finds(run, root):
     assert {"threshold", "precision", "recall", "fpr"} <= set(pd.read_csv(folder / "curves.csv"))
 
 
-def test_an_evaluation_is_not_repeated_until_something_changes(run, root, monkeypatch):
-    summary = evaluate(run, root, device="cpu") / "summary.json"
+def test_an_evaluation_is_not_repeated_until_something_changes(run, tree, monkeypatch):
+    summary = evaluate(run, tree, device="cpu") / "summary.json"
     before = summary.stat().st_mtime_ns
-    evaluate(run, root, device="cpu")
+    evaluate(run, tree, device="cpu")
     assert summary.stat().st_mtime_ns == before
     content = sha256_file(summary)
     monkeypatch.setattr("csamnet.results.code_sha256", lambda step: "other code")
-    evaluate(run, root, device="cpu")
+    evaluate(run, tree, device="cpu")
     assert sha256_file(summary) != content
 
 
-def test_a_run_that_has_not_ended_is_refused(root, tmp_path):
+def test_a_run_that_has_not_ended_is_refused(tree, tmp_path):
     with pytest.raises(InputError, match="no run folder"):
-        evaluate(tmp_path, root, device="cpu")
+        evaluate(tmp_path, tree, device="cpu")
 
 
-def test_better_beats_worse(root):
+def test_better_beats_worse(tree):
     """Red tells the discs from the ground, its opposite does not, noise lies between."""
-    samples, config = load_split(root, "MoNuSeg", "val"), tiny.settings()
+    samples, config = load_split(tree, "MoNuSeg", "val"), tiny.settings()
     worse, better = Red(), Red()
     with torch.no_grad():
         better.scale.fill_(-3.0)

@@ -182,7 +182,7 @@ def test_shares_found_by_size(draw):
     ax = draw["found_by_size"]().axes[0]
     (dots,) = [line for line in ax.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(dots.get_xydata(), [[10, 0], [20, 0.2], [30, 0.4], [40, 0.6], [50, 0.8], [60, 1]])
-    assert "found: 50% of 60 nuclei" in words(ax.figure)
+    assert "found: 50 % of 60 nuclei" in words(ax.figure)
     low, high = ax.collections[0].get_segments()[1][:, 1]  # 2 of 10, after Wilson
     assert (low, high) == pytest.approx((0.0567, 0.5098), abs=1e-4)
 

@@ -318,7 +318,7 @@ def test_takeaways_by_hand():
     table = pd.DataFrame({"organ": ["lung", "brain"], "dice": [0.8, 0.6]})
     text = tables.takeaways(summary, table)
     assert "0.6000 on the worst (brain) and 0.8000 on the best (lung)" in text
-    assert "misses more than it makes up: 40.0% of the nucleus pixels are missed, and 10.0%" in text
+    assert "misses more than it makes up: 40.0 % of the nucleus pixels are missed, and 10.0 %" in text
     assert "the weaker part is finding each nucleus" in text
     assert "sample" not in text
     nothing = {"precision": None, "recall": 0.0, "dq": 0.0, "sq": None}
