@@ -93,7 +93,7 @@ rule notebook:
         given=f"-p profile={PROFILE} -p seed={SEED}" + ("" if RELEASES else f" -p root={ROOT}"),
         fingerprint=run,
         page=text("csamnet/*.py", "notebooks/dataset.ipynb"),
-    threads: 8
+    threads: 8 if PROFILE != "sample" else 1  # small tensors: a second thread costs more than it brings
     resources:
         gpu=int(PROFILE != "sample"),
         mem_mb=16_000,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="CSAMNet on nuclei and other images: data, training, evaluation, prediction.",
 )
-console = Console(highlight=False)
+console = Console(highlight=False, quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of several processes one talks
 errors = Console(stderr=True, highlight=False)
 
 Root = Annotated[Path, typer.Option(help="Folder of the prepared data sets.", show_default="data/prepared")]

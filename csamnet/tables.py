@@ -250,7 +250,7 @@ def provenance(run: dict, summary: dict) -> str:
         "evaluation": ", ".join(f"{key} {_word(value)}" for key, value in summary["settings"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in run["libraries"].items()),
     }
-    return markdown(["", "this run"], [[f"**{key}**", value] for key, value in rows.items()])
+    return markdown(["what", "this run"], [[f"**{key}**", value] for key, value in rows.items()])
 
 
 def _word(value) -> str:

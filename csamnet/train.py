@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.optim.swa_utils import update_bn
 
 from csamnet.config import RunConfig
@@ -69,7 +70,7 @@ def train(
     held_out = load_split(root, config.dataset, "val")[fabric.global_rank :: fabric.world_size]
 
     torch.manual_seed(config.seed)
-    network = build_model(config).to(memory_format=torch.channels_last)
+    network = convert_conv2d_weight_memory_format(build_model(config), torch.channels_last)
     optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.lr)
     model, optimizer = fabric.setup(torch.compile(network) if config.compile else network, optimizer)
     ema = copy.deepcopy(network).requires_grad_(False)

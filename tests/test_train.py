@@ -287,7 +287,7 @@ def test_two_processes_train_one_network(tree, tmp_path):
     program, log, out = tmp_path / "program.py", tmp_path / "log", tmp_path / "results"
     program.write_text(TOGETHER)
     log.mkdir()
-    done = run_python(program, tree, out, log)
+    done = run_python(program, tree, out, log, PYTHONWARNINGS="error")
     assert done.returncode == 0, done.stderr
     first, second = (Path(log, f"{rank} of 2").read_text().splitlines() for rank in (0, 1))
     assert first == second, "the same weights and scores on both"
