@@ -219,6 +219,7 @@ def takeaways(summary: dict, table: pd.DataFrame) -> str:
     else:
         missed, false = 1 - pooled["recall"], 1 - pooled["precision"]
         more = "misses more than it makes up" if missed > false else "makes up more than it misses"
+        more = "misses about as much as it makes up" if abs(missed - false) < 0.01 else more
         lines.append(
             f"The network {more}: {100 * missed:.1f} % of the nucleus pixels are missed, and "
             f"{100 * false:.1f} % of what it calls nucleus is none."

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,9 @@ from csamnet.cli import app
 from csamnet.config import make_config
 from csamnet.images import write_image
 from csamnet.model import CSAMNet
+from csamnet.samples import make_sample
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--set", "epochs=1", "--set", "steps_per_epoch=1", "--set", "batch=2", "--device", "cpu"]
 
 
@@ -42,20 +48,48 @@ def test_help_names_every_command():
         assert name in text
 
 
-def test_from_release_to_measures(tmp_path):
-    release = tiny.lay(tmp_path / "release")
-    code, text = call("prepare", "monuseg", "--from", release, "--root", tmp_path / "p")
+def test_from_look_alikes_to_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr("csamnet.samples.make_sample", partial(make_sample, train=5, test=2, size=96))
+    code, text = call("samples", "--out", tmp_path / "s")
+    assert code == 0
+    assert "MoNuSeg" in text
+    code, text = call("prepare", "monuseg", "--from", tmp_path / "s" / "MoNuSeg", "--root", tmp_path / "p")
     assert code == 0
     assert "train 4" in text
-    options = ["--root", tmp_path / "p", "--profile", "sample", "--results", tmp_path / "r", *SMALL]
-    code, text = call("train", "MoNuSeg", *options)
+    options = ["MoNuSeg", "--root", tmp_path / "p", "--profile", "sample", "--results", tmp_path / "r", *SMALL]
+    code, text = call("train", *options)
     assert code == 0
     assert "val mIoU" in text
-    run = next((tmp_path / "r").glob("*/*"))
-    code, text = call("evaluate", run, "--root", tmp_path / "p", "--device", "cpu")
+    (run,) = (tmp_path / "r").glob("*/*")
+    code, again = call("train", *options)
+    assert code == 0
+    assert f"csamnet evaluate {run}" in again
+    assert "val mIoU" not in again, "it is not trained twice"
+    for wanted in ("test", "val"):
+        code, text = call("evaluate", run, "--root", tmp_path / "p", "--split", wanted, "--device", "cpu")
+        assert code == 0
+        assert "sample data" in text
+        assert "miou" in text
+        names = {"per_image.csv", "curves.csv", "summary.json"}
+        assert {path.name for path in (run / wanted).iterdir()} == names
+    code, text = call("evaluate", run, "--root", tmp_path / "p", "--split", "tests", "--device", "cpu")
+    assert code == 2
+    assert "the split 'tests' of MoNuSeg is empty" in text
+    assert not (run / "tests").exists()
+
+
+def test_settings_win_over_options(tree, tmp_path):
+    options = ["--root", tree, "--results", tmp_path, "--profile", "sample", *SMALL, "--set", "seed=5"]
+    assert call("train", "monuseg", *options, "--seed", "1", "--set", "ema=0.5")[0] == 0
+    about = json.loads((tmp_path / "MoNuSeg" / "CSAMNet-XS-sample-seed5" / "run.json").read_text())
+    assert about["config"]["ema"] == 0.5
+
+
+def test_real_data_is_called_real(run, tree, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    code, text = call("evaluate", copy, "--root", tree, "--device", "cpu")
     assert code == 0
     assert "measured on real data" in text
-    assert "miou" in text
 
 
 def test_predict_writes_five_files_an_image(weights, tmp_path):
@@ -83,7 +117,13 @@ def test_predict_writes_five_files_an_image(weights, tmp_path):
         (["samples", "Kumarr"], "MoNuSeg"),
         (["evaluate", "nowhere"], "run.json"),
         (["predict", "x.png", "--out", "o", "--weights", "nowhere.safetensors"], "no weights"),
+        (["train", "MoNuSeg", "--set", "epochs=1.5"], "epochs cannot be used"),
+        (["train", "MoNuSeg", "--set", "tta=yes"], "tta cannot be used"),
+        (["train", "MoNuSeg", "--set", "dataset=CPM"], "MoNuSeg/dataset.json"),
+        (["predict", "x.png", "--out", "o", "--weights", "MoNuSegg"], "no weights of this name"),
         (["notebook", "nowhere.ipynb", "o.ipynb"], "no such notebook"),
+        (["notebook", ROOT / "notebooks" / "dataset.ipynb", "o.ipynb", "-p", "sede=1"], "unknown parameter"),
+        (["notebook", ROOT / "notebooks" / "dataset.ipynb", "o.ipynb", "-p", "seed"], "KEY=VALUE"),
     ],
 )
 def test_what_a_person_can_mend(arguments, said, tmp_path, monkeypatch):
@@ -144,6 +184,71 @@ def test_truncated_image(weights, tmp_path):
     assert "cannot be read" in text
     assert "a.png" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_pixels_that_are_not_finite(weights, tmp_path):
+    pixels = np.zeros((20, 20), np.float32)
+    pixels[3, 4] = np.inf
+    write_image(tmp_path / "a.tif", pixels)
+    code, text = call("predict", tmp_path / "a.tif", "--weights", weights, "--out", tmp_path / "out")
+    assert code == 2
+    assert "NaN or infinity" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_release_with_wrong_files(tmp_path):
+    """Of several kinds at once; what is said of each is tested with the readers."""
+    release = tiny.lay(tmp_path / "r")
+    (release / "train/img/train0.png").write_bytes(b"")
+    (release / "train/inst/train1.png").unlink()
+    write_image(release / "train/inst/train2.png", np.ones((9, 9), np.uint16))
+    code, text = call("prepare", "MoNuSeg", "--from", release, "--root", tmp_path / "p")
+    assert code == 2
+    assert all(f"train{number}.png" in text for number in (0, 1, 2))
+    assert "Traceback" not in text
+    assert not (tmp_path / "p" / "MoNuSeg").exists()
+
+
+def test_entity_bomb(tmp_path):
+    bomb = """<!DOCTYPE x [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><Annotations>&b;</Annotations>"""
+    for split in ("train", "test"):
+        write_image(tmp_path / "r" / split / "TCGA-A7-A13E-01Z-00-DX1.tif", np.zeros((9, 9, 3), np.uint8))
+        (tmp_path / "r" / split / "TCGA-A7-A13E-01Z-00-DX1.xml").write_text(bomb)
+    code, text = call("prepare", "MoNuSeg", "--from", tmp_path / "r", "--root", tmp_path / "p")
+    assert code == 2
+    assert "TCGA-A7-A13E-01Z-00-DX1.xml" in text
+    assert not (tmp_path / "p").exists() or not list((tmp_path / "p").iterdir())
+
+
+def test_run_folder_with_weights_of_another_width(run, tree, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    save_file(CSAMNet(4).state_dict(), copy / "weights.safetensors")
+    code, text = call("evaluate", copy, "--root", tree, "--device", "cpu", "--split", "val")
+    assert code == 2
+    assert "of width 8" in text
+    assert not (copy / "val").exists()
+
+
+def test_a_file_where_a_folder_belongs(tree, tmp_path):
+    (tmp_path / "results").touch()
+    options = ["--root", tree, "--profile", "sample", "--results", tmp_path / "results", *SMALL]
+    code, text = call("train", "MoNuSeg", *options)
+    assert code == 2
+    assert "results" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_the_system_refuses_to_write_more(tree, tmp_path):
+    """As on a full disk, but for the number of the error."""
+    command = [sys.executable, "-W", "error", "-m", "csamnet", "train", "MoNuSeg", "--profile", "sample"]
+    command += ["--root", tree, "--results", tmp_path, *SMALL]
+    limit = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); "
+    limited = [sys.executable, "-c", limit + "os.execv(sys.argv[1], sys.argv[1:])", *map(str, command)]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "error: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.glob("*/*/*")] == ["run.json"]
 
 
 def test_full_disk(weights, tmp_path, monkeypatch):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,8 @@ from csamnet.data import load_split, to_input
 from csamnet.evaluate import (
     evaluate,
     load_run,
+    pick_device,
+    pick_precision,
     predict_probability,
     predictor,
     tile_corners,
@@ -23,7 +28,7 @@ from csamnet.evaluate import (
     validate,
     validation_scores,
 )
-from csamnet.files import InputError, read_json, sha256_file
+from csamnet.files import InputError, read_json, sha256_file, write_json
 from csamnet.metrics import COLUMNS, METRICS
 from csamnet.model import CSAMNet
 
@@ -140,7 +145,7 @@ def test_evaluation_writes_what_scikit_learn_finds(run, tree):
 def test_an_evaluation_is_not_repeated_until_something_changes(run, tree, monkeypatch):
     summary = evaluate(run, tree, device="cpu") / "summary.json"
     before = summary.stat().st_mtime_ns
-    evaluate(run, tree, device="cpu")
+    evaluate(run, tree, device="cpu", on_image=pytest.fail)
     assert summary.stat().st_mtime_ns == before
     content = sha256_file(summary)
     monkeypatch.setattr("csamnet.results.code_sha256", lambda step: "other code")
@@ -148,9 +153,53 @@ def test_an_evaluation_is_not_repeated_until_something_changes(run, tree, monkey
     assert sha256_file(summary) != content
 
 
-def test_a_run_that_has_not_ended_is_refused(tree, tmp_path):
+def test_a_full_disk_leaves_no_evaluation(run, tree, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    copy = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("test")))
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(OSError, match="No space"):
+        evaluate(copy, tree, device="cpu")
+    assert list((copy / "test").iterdir()) == []
+
+
+def test_runs_that_cannot_be_evaluated(run, tree, tmp_path):
     with pytest.raises(InputError, match="no run folder"):
         evaluate(tmp_path, tree, device="cpu")
+    copy = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("test")))
+    about = read_json(copy / "run.json")
+    write_json(copy / "run.json", about | {"status": "training"})
+    with pytest.raises(InputError, match="the training has not ended"):
+        evaluate(copy, tree, device="cpu")
+    write_json(copy / "run.json", about)
+    (copy / "weights.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        evaluate(copy, tree, device="cpu")
+    assert {path.name for path in copy.iterdir()} == {"run.json", "history.csv"}
+
+
+def test_device_and_precision(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device() == pick_device("cpu") == cpu
+    with pytest.raises(InputError, match=r"no CUDA device(?s:.*)--device cpu"):
+        pick_device("cuda")
+    with pytest.raises(InputError, match="unknown device"):
+        pick_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device() == pick_device("cuda") == cuda
+    for able, precision in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
+        assert pick_precision("auto", cuda) == precision
+    assert pick_precision("auto", cpu) in ("bf16", "fp32")
+    assert pick_precision("fp16", cpu) == "fp16"
+
+
+def test_half_precision_hardly_changes_the_probability(run, tree):
+    (model, config), (sample, *_) = load_run(run, "cpu"), load_split(tree, "MoNuSeg", "val")
+    full, half = (predictor(model, config, precision=name)(sample.image()) for name in ("fp32", "bf16"))
+    assert 0 < np.abs(full - half).max() < 0.05
 
 
 def test_better_beats_worse(tree):

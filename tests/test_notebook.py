@@ -321,6 +321,8 @@ def test_takeaways_by_hand():
     assert "misses more than it makes up: 40.0 % of the nucleus pixels are missed, and 10.0 %" in text
     assert "the weaker part is finding each nucleus" in text
     assert "sample" not in text
+    even = tables.takeaways(summary | {"pooled": pooled | {"precision": 0.604}}, table)
+    assert "misses about as much as it makes up: 40.0 %" in even
     nothing = {"precision": None, "recall": 0.0, "dq": 0.0, "sq": None}
     text = tables.takeaways({"pooled": pooled | nothing, "n": 2, "data": {"kind": "sample"}}, table)
     assert "no pixel that is called nucleus" in text
