@@ -193,10 +193,11 @@ class Commands(Table):
 
 
 def finish_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Forbid other hosts; replace a role that browsers no longer know."""
+    """Forbid other hosts; mend a role that browsers no longer know, and a label that hides the words it stands on."""
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     context["metatags"] = context.get("metatags", "") + policy
-    context["body"] = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    body = context.get("body", "").replace('role="doc-biblioentry"', 'role="listitem"')
+    context["body"] = body.replace(' aria-label="Toggle hidden content"', "")
 
 
 def skip_fields(app: Sphinx, what: str, name: str, member: object, skip: bool, options) -> bool | None:
