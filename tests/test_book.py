@@ -177,11 +177,11 @@ def pages(site: Path) -> list[str]:
 
 
 def test_numbers_come_from_files(site):
-    """Mean and sd of 0.74 and 0.76 by hand: 0.75 and 0.02 / sqrt 2; width 8 has 429,900 parameters."""
+    """Mean and sd of 0.74 and 0.76 by hand: 0.75 and 0.02 / sqrt 2; width 16 has 1,699,314 parameters."""
     text = re.sub(r"<[^>]+>|\s", " ", html.unescape((site / f"{STAND_IN}.html").read_text()))
     text = " ".join(text.split())
     assert "Both seeds 75.00 ± 1.41 % sample data ; one 0.5000 sample data ; none not run ;" in text
-    assert "theirs 80.31 % paper ; parameters 429,900 ." in text
+    assert "theirs 80.31 % paper ; parameters 1,699,314 ." in text
 
 
 def test_every_page_works_and_fits(site, open_page):

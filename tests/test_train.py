@@ -83,7 +83,7 @@ def test_what_a_run_leaves(whole, tree):
     about, table = json.loads((whole / "run.json").read_text()), history(whole)
     assert about["status"] == "done"
     assert about["config"] == CONFIG.to_dict()
-    assert about["parameters"] == 429_900
+    assert about["parameters"] == 1_699_314
     card = json.loads((tree / "MoNuSeg" / "dataset.json").read_text())
     assert about["data"] == {key: card[key] for key in ("name", "kind", "manifest_sha256", "counts")}
     assert {"torch", "numpy", "python"} <= about["libraries"].keys()

@@ -41,6 +41,6 @@ def make_tree(folder: Path, splits: dict[str, int] = SPLITS, **options) -> Path:
 
 
 def settings(**changes) -> RunConfig:
-    """A training of two epochs of two steps of two crops, by a network of width 8."""
+    """A training of two epochs of two steps of two crops, by the smallest network."""
     short = {"epochs": 2, "steps_per_epoch": 2, "batch": 2}
     return make_config("sample", **short | changes)
