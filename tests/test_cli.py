@@ -225,7 +225,7 @@ def test_run_folder_with_weights_of_another_width(run, tree, tmp_path):
     save_file(CSAMNet(4).state_dict(), copy / "weights.safetensors")
     code, text = call("evaluate", copy, "--root", tree, "--device", "cpu", "--split", "val")
     assert code == 2
-    assert "of width 8" in text
+    assert "of width 16" in text
     assert not (copy / "val").exists()
 
 
