@@ -37,7 +37,7 @@ def call(*arguments) -> tuple[int, str]:
 def weights(tmp_path) -> Path:
     torch.manual_seed(0)
     config = make_config("sample")
-    save_file(CSAMNet(8).state_dict(), tmp_path / "w.safetensors", {"config": json.dumps(config.to_dict())})
+    save_file(CSAMNet(16).state_dict(), tmp_path / "w.safetensors", {"config": json.dumps(config.to_dict())})
     return tmp_path / "w.safetensors"
 
 
