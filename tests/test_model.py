@@ -253,8 +253,10 @@ def test_what_is_no_image_is_refused_with_its_shape(bad):
 @pytest.mark.parametrize(("dtype", "within"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)], ids=str)
 def test_half_precision_agrees(golden, dtype, within):
     model, x = CSAMNet.from_released(golden.path).eval(), golden.stored["input"]
-    with torch.no_grad(), torch.autocast("cpu", dtype):
-        assert distance(model(x), golden.stored["logits_eval"]) < within
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad(), torch.autocast("cpu", dtype):
+            logits = model.to(memory_format=layout)(x.contiguous(memory_format=layout))
+        assert distance(logits, golden.stored["logits_eval"]) < within
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
