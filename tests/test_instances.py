@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 
 import numpy as np
 import pytest
@@ -88,14 +87,8 @@ def many() -> np.ndarray:
     return ((y % 40 - 20) ** 2 + (x % 40 - 20) ** 2 <= 20.5**2).astype(np.float32)
 
 
-def test_large_image():
-    def seconds() -> float:
-        start = time.process_time()
-        assert instances_from_probability(mask).max() == 625
-        return time.process_time() - start
-
-    mask = many()
-    assert any(seconds() < 0.4 for _ in range(20))
+def test_every_disc_of_a_large_image_is_one_instance():
+    assert instances_from_probability(many()).max() == 625
 
 
 def test_outline_of_one_pixel_and_of_a_square():
