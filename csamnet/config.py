@@ -90,7 +90,7 @@ class RunConfig:
 
 PROFILES: dict[str, dict] = {
     "paper": {},
-    "cpu": {"epochs": 40},
+    "cpu": {"epochs": 20, "steps_per_epoch": 200},
     "short": {"epochs": 8, "lr": 2e-3, "ema": 0.99},
     "sample": {
         "model": "CSAMNet-XS",

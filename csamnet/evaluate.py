@@ -50,15 +50,16 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 where the device computes in it, fp16 on older GPUs, else fp32."""
+    """`auto` is bf16 where the device has matrix units for it, fp16 on older GPUs, else fp32.
+
+    A CPU with bf16 instructions but without matrix units (AMX) is slower in bf16 than in float32: `book/log.md`.
+    """
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    fast = (
-        getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    )
-    return "bf16" if device.type == "cpu" and fast else "fp32"
+    matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return "bf16" if device.type == "cpu" and matrix_units else "fp32"
 
 
 def autocast(precision: str, device: torch.device):

@@ -192,7 +192,9 @@ def test_device_and_precision(monkeypatch):
     for able, precision in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
         assert pick_precision("auto", cuda) == precision
-    assert pick_precision("auto", cpu) in ("bf16", "fp32")
+    for able, precision in ((True, "bf16"), (False, "fp32")):  # matrix units, not the mere instructions
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda able=able: able, raising=False)
+        assert pick_precision("auto", cpu) == precision
     assert pick_precision("fp16", cpu) == "fp16"
 
 
