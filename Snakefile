@@ -3,13 +3,18 @@
 # A job is run again when a hash among its parameters has changed: of configuration, data or code, never of a date.
 
 from hashlib import sha256
+from inspect import getfile
 from pathlib import Path
 
 from csamnet.config import make_config
+from csamnet.datasets import DATASETS as TABLE
 from csamnet.files import sha256_file
+from csamnet.readers import READERS
 from csamnet.results import fingerprint
+from csamnet.samples import MAKERS
 
-DATASETS = ["MoNuSeg"]
+DATASETS = [name for name in TABLE if name in MAKERS]  # the nine of the paper
+MEASURED = ["MoNuSeg"]  # with runs on real images under results/
 PROFILE, SEED = config.get("profile", "sample"), config.get("seed", 0)
 RELEASES = str(config.get("data") or "")  # folder of real releases; look-alikes are made where it is empty
 ROOT = "data/prepared" if RELEASES else "data/prepared/samples"
@@ -44,6 +49,24 @@ def listing(wildcards):
     return sha256(repr([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]).encode()).hexdigest()
 
 
+def source(function):
+    """One hash over the file that a function is from, and the one that its neighbours share."""
+    path = Path(getfile(function))
+    return text(*(str(p.relative_to(Path.cwd())) for p in {path, *path.parent.glob("common.py"), *path.parent.glob("tissue.py")}))
+
+
+def reading(wildcards):
+    """What a tree depends on besides the release: the table's entry, and the code that reads it."""
+    entry = TABLE[wildcards.dataset]
+    return [repr(entry), source(READERS[entry.reader]), text("csamnet/images.py", "csamnet/prepare.py")]
+
+
+def page(wildcards):
+    """What a page depends on besides data and results: the template, the code, of the table its own entry."""
+    code = {str(path) for path in Path("csamnet").glob("*.py")} - {"csamnet/datasets.py", "csamnet/bench.py"}
+    return [repr(TABLE[wildcards.dataset]), text("notebooks/dataset.ipynb", *code)]
+
+
 def run(wildcards, input):
     """The fingerprint of the training that a notebook shows."""
     made = make_config(PROFILE, dataset=wildcards.dataset, seed=SEED)
@@ -64,7 +87,7 @@ rule sample:
     output:
         update("data/samples/{dataset}/SAMPLE.json"),
     params:
-        code=text("csamnet/samples.py"),
+        code=lambda wildcards: source(MAKERS[wildcards.dataset]),
     shell:
         "csamnet samples {wildcards.dataset}"
 
@@ -78,7 +101,7 @@ rule prepare:
         source=f"{RELEASES or 'data/samples'}/{{dataset}}",
         root=ROOT,
         release=listing,
-        code=text(*(f"csamnet/{name}.py" for name in ("datasets", "images", "readers", "prepare"))),
+        code=reading,
     shell:
         "csamnet prepare {wildcards.dataset} --from {params.source:q} --root {params.root}"
 
@@ -92,7 +115,7 @@ rule notebook:
     params:
         given=f"-p profile={PROFILE} -p seed={SEED}" + ("" if RELEASES else f" -p root={ROOT}"),
         fingerprint=run,
-        page=text("csamnet/*.py", "notebooks/dataset.ipynb"),
+        page=page,
     threads: 8 if PROFILE != "sample" else 1  # small tensors: a second thread costs more than it brings
     resources:
         gpu=int(PROFILE != "sample"),
@@ -126,7 +149,8 @@ rule vendor:
 
 rule book:
     input:
-        expand("book/executed/{dataset}{page}.ipynb", dataset=DATASETS, page=["", "-measured"]),
+        expand("book/executed/{dataset}.ipynb", dataset=DATASETS),
+        expand("book/executed/{dataset}-measured.ipynb", dataset=MEASURED),
         "book/vendor/stamp",
     output:
         "_build/html/index.html",

@@ -9,18 +9,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-from csamnet.config import make_config
-from csamnet.data import Atlas, Sample
-from csamnet.evaluate import autocast, pick_device, pick_precision, predict_probability
-from csamnet.instances import instances_from_probability
+from csamnet.config import RunConfig, make_config
+from csamnet.data import Atlas
+from csamnet.evaluate import autocast, pick_device, pick_precision
 from csamnet.losses import segmentation_loss
 from csamnet.metrics import instance_counts
 from csamnet.model import CSAMNet
@@ -28,8 +27,8 @@ from csamnet.results import hardware
 from csamnet.train import update_average
 
 
-class Noise(Sample):
-    """A random image, in place of one from the disk."""
+class Noise:
+    """A random image, in place of a sample from the disk."""
 
     def image(self) -> np.ndarray:
         return np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
@@ -43,77 +42,56 @@ def run_bench(device: str, console: Console, rounds: int = 3) -> None:
     place = pick_device(device)
     config = make_config("paper", batch=16 if place.type == "cuda" else 2)
     with tempfile.TemporaryDirectory() as cache:
-        samples = [Noise(f"{i}", "", "", Path(), Path(), None) for i in range(2)]
-        atlas = Atlas(samples, place, cache=Path(cache))
+        atlas = Atlas([Noise()], place, cache=Path(cache))
     seconds = measure(workloads(config, atlas, place), place, rounds)
     about = hardware(place)
     where = about["device"] if place.type == "cuda" else f"{about['processor']}, {about['threads']} threads"
-    title = f"{where}; {pick_precision('auto', place)}, batch {config.batch}, n = {rounds}"
-    table = Table(title=title, caption="medians; every ratio is of two rows of this table")
-    for heading in ("what", "seconds"):
-        table.add_column(heading, justify="right" if heading == "seconds" else "left")
+    console.print(f"{where}; {pick_precision('auto', place)}, batch {config.batch}, medians of {rounds} rounds")
     for name, value in seconds.items():
-        table.add_row(name, f"{value:.4f}")
-    console.print(table)
-    for line in ratios(seconds):
-        console.print(line)
+        console.print(f"  {name:40}{value:9.4f} s")
+    infer, step = seconds["inference, default"], seconds["training step, default"]
+    console.print(f"inference: {seconds['inference, plain'] / infer:.2f} times as fast as plain")
+    console.print(f"training step: {seconds['training step, plain'] / step:.2f} times as fast as plain")
+    console.print(f"crops: {100 * seconds['crops of one step'] / step:.1f} % of a training step")
+    console.print(f"training loop: {100 * (seconds['training loop, one turn'] / step - 1):.1f} % over the step alone")
 
 
-def workloads(config, atlas: Atlas, device: torch.device) -> dict[str, Callable[[], object]]:
+def workloads(config: RunConfig, atlas: Atlas, device: torch.device) -> dict[str, Callable[[], object]]:
     """Name -> one round of each thing that is timed."""
-    generator = torch.Generator(device).manual_seed(0)
-    images, target = atlas.crops(config, config.batch, generator)
-    plain, ours = stepper(config, device, images, target, False), stepper(config, device, images, target, True)
-    model = CSAMNet().to(device, memory_format=torch.channels_last).eval()
-    image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
-    tiles = torch.rand(9, 3, config.tile, config.tile, device=device).contiguous(memory_format=torch.channels_last)
-    labels = np.kron(np.arange(1, 626).reshape(25, 25), np.ones((40, 40), int)).astype(np.int32)
-
-    def loop() -> None:
-        ours["step"](*atlas.crops(config, config.batch, generator), average=True)
-
+    crops = partial(atlas.crops, config, config.batch, torch.Generator(device).manual_seed(0))
+    average = partial(update_average, CSAMNet().to(device), CSAMNet().to(device), config.ema)
+    images, target = crops()
+    plain_inference, plain_step = _path(config, images, target, default=False)
+    inference, step = _path(config, images, target, default=True)
+    labels = np.kron(np.arange(1, 626).reshape(25, 25), np.ones((40, 40), int))
     return {
-        "inference, plain": plain["infer"],
-        "inference, default": ours["infer"],
-        "training step, plain": plain["step"],
-        "training step, default": ours["step"],
-        "crops of one step": lambda: atlas.crops(config, config.batch, generator),
-        "one turn of the training loop": loop,
-        "nine tiles, network alone": lambda: forward(model, tiles, True),
-        "nine tiles, sliding window": lambda: predict_probability(model, image, precision="auto", batch=9),
-        "AJI and PQ, 1000 x 1000, 625 nuclei": lambda: instance_counts(labels, np.roll(labels, 3, 0)),
-        "instances, 1000 x 1000": lambda: instances_from_probability((labels % 2).astype(np.float32)),
+        "inference, plain": plain_inference,
+        "inference, default": inference,
+        "training step, plain": plain_step,
+        "training step, default": step,
+        "crops of one step": crops,
+        "training loop, one turn": lambda: (step(*crops()), average()),
+        "AJI and PQ, 1000 x 1000, 625 objects": lambda: instance_counts(labels, np.roll(labels, 3, 0)),
     }
 
 
-@torch.no_grad()
-def forward(model: nn.Module, images: Tensor, default: bool) -> None:
-    with autocast("auto" if default else "fp32", images.device):
-        model(images)
-
-
-def stepper(config, device: torch.device, images: Tensor, target: Tensor, default: bool) -> dict[str, Callable]:
-    """One inference and one training step, on the default or the plain path."""
+def _path(config: RunConfig, images: Tensor, target: Tensor, *, default: bool) -> tuple[Callable, Callable]:
+    """An inference and a training step, on the default or the plain path."""
     layout = torch.channels_last if default else torch.contiguous_format
-    network = CSAMNet().to(device, memory_format=layout)
-    ema, optimizer = CSAMNet().to(device), torch.optim.AdamW(network.parameters(), lr=config.lr)
+    network = CSAMNet().to(images.device, memory_format=layout)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr)
 
-    def step(images: Tensor = images, target: Tensor = target, average: bool = False) -> None:
-        network.train()
-        with autocast("auto" if default else "fp32", device):
-            logits = network(images.contiguous(memory_format=layout))
-        segmentation_loss(logits, target)[0].backward()
+    def forward(images: Tensor, training: bool) -> Tensor:
+        with autocast("auto" if default else "fp32", images.device), torch.set_grad_enabled(training):
+            return network.train(training)(images.contiguous(memory_format=layout))
+
+    def step(images: Tensor = images, target: Tensor = target) -> None:
+        segmentation_loss(forward(images, True), target)[0].backward()
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()
-        if average:
-            update_average(ema, network, config.ema)
 
-    def infer() -> None:
-        network.eval()
-        forward(network, images.contiguous(memory_format=layout), default)
-
-    return {"step": step, "infer": infer}
+    return partial(forward, images, False), step
 
 
 def measure(work: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
@@ -127,15 +105,3 @@ def measure(work: dict[str, Callable[[], object]], device: torch.device, rounds:
                 torch.cuda.synchronize(device)
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(found[1:]) for name, found in times.items()}
-
-
-def ratios(seconds: dict[str, float]) -> list[str]:
-    step, loop = seconds["training step, default"], seconds["one turn of the training loop"]
-    return [
-        f"inference: {seconds['inference, plain'] / seconds['inference, default']:.2f} times as fast as plain",
-        f"training step: {seconds['training step, plain'] / step:.2f} times as fast as plain",
-        f"crops: {100 * seconds['crops of one step'] / step:.1f} % of a training step",
-        f"training loop: {100 * (loop / step - 1):.1f} % over the step alone",
-        f"sliding window: {seconds['nine tiles, sliding window'] / seconds['nine tiles, network alone']:.2f} times "
-        "the network alone",
-    ]

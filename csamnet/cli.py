@@ -11,13 +11,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from csamnet.config import MODELS, make_config
 from csamnet.files import InputError
-from csamnet.paths import PREPARED, RESULTS, SAMPLES
+from csamnet.paths import DOWNLOADS, PREPARED, RESULTS, SAMPLES
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,12 +65,12 @@ def _plain(text: object) -> str:
 
 
 @contextmanager
-def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def bar(label: str, count: type[ProgressColumn] = MofNCompleteColumn) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar in a terminal (a line now and then where there is none); yields `tick(done, all)`."""
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        count(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     ]
@@ -82,14 +92,57 @@ def samples(
 
 
 @command
+def data(
+    root: Root = PREPARED,
+    cards: Annotated[bool, typer.Option("--cards", help="Write the data cards in data/ anew.")] = False,
+):
+    """List the data sets: what they are, and what is here of each."""
+    from csamnet.cards import write_cards
+    from csamnet.download import overview
+
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, caption="absent: csamnet download NAME fetches it, or says how to get it"
+    )
+    for heading in ("data set", "modality", "state", "train/val/test", "objects", "licence"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("train/val/test", "objects") else "left")
+    for row in overview(root, root / "samples").to_dict("records"):
+        images = f"{row['train']}/{row['val']}/{row['test']}"
+        here = ["", ""] if row["state"] == "absent" else [images, f"{row['objects']:,}"]
+        table.add_row(row["name"], row["modality"], row["state"], *here, row["licence"])
+    console.print(table)
+    for path in write_cards() if cards else []:
+        console.print(path, soft_wrap=True)
+
+
+@command
+def download(
+    name: Annotated[str, typer.Argument(help="Data set, such as PUMA.")],
+    out: Annotated[Path, typer.Option(help="Folder of the releases.", show_default="data/downloads")] = DOWNLOADS,
+):
+    """Fetch a release where its host serves plain files; otherwise say what a person has to do."""
+    from csamnet.datasets import get_dataset
+    from csamnet.download import download, steps
+
+    if not get_dataset(name).download:
+        console.print(steps(name), soft_wrap=True)
+        return
+    folder = download(name, out, progress=functools.partial(bar, count=DownloadColumn))
+    console.print(f"{folder}\nnext: csamnet prepare {folder.name} --from {folder}", soft_wrap=True)
+
+
+@command
 def prepare(
     name: Annotated[str, typer.Argument(help="Data set, such as MoNuSeg.")],
     source: Annotated[Path, typer.Option("--from", help="The release as downloaded (folder or zip), or a tree.")],
     root: Root = PREPARED,
+    own: Annotated[str | None, typer.Option(help="NAME is a data set of your own, of this modality.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="With --own: micrometres a pixel.")] = None,
+    form: Annotated[str | None, typer.Option(help="LIDC-IDRI: crops (around nodules) | slices (whole).")] = None,
     allow_partial: Annotated[bool, typer.Option(help="Leave out what cannot be used, and note it.")] = False,
 ):
     """Turn a release into the canonical tree, with a manifest of every file. The source is only read."""
-    from csamnet.prepare import prepare, read_manifest
+    from csamnet.manifest import read_manifest
+    from csamnet.prepare import prepare
 
     def progress(records):
         with bar(f"Preparing {name}") as tick:
@@ -97,7 +150,8 @@ def prepare(
                 yield record
                 tick(done, len(records))
 
-    folder = prepare(name, source, root, allow_partial=allow_partial, progress=progress)
+    mine = {"modality": own, "mpp": mpp} if own else None
+    folder = prepare(name, source, root, own=mine, form=form, allow_partial=allow_partial, progress=progress)
     table = read_manifest(folder)
     counts = ", ".join(f"{split} {count}" for split, count in table["split"].value_counts().items())
     console.print(f"{folder}: {counts}; {table['objects'].sum()} objects", soft_wrap=True)
@@ -124,7 +178,7 @@ def train(
 
     given = {"profile": profile, "seed": seed, "model": model, "precision": precision, "compile": compile or None}
     given = {key: value for key, value in given.items() if value is not None} | dict(map(_setting, settings))
-    config = make_config(**given | {"dataset": get_dataset(name).name})
+    config = make_config(**given | {"dataset": get_dataset(name, root).name})
     with bar(f"Training {config.name}") as tick:
         folder = train(config, root, results=results, device=device, devices=devices, nodes=nodes,
                        on_step=tick, on_epoch=lambda row: console.print(epoch_line(row)))  # fmt: skip
@@ -154,16 +208,23 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, as `csamnet train` prints it.")],
     root: Root = PREPARED,
     split: Annotated[str, typer.Option(help="train | val | test")] = "test",
+    on: Annotated[str | None, typer.Option(help="Another data set than the run's own.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure on images that it learned from, and mark it.")
+    ] = False,
     device: Device = "auto",
 ):
     """Measure a trained network; write per_image.csv, curves.csv and summary.json beside its weights."""
+    from csamnet.datasets import get_dataset
     from csamnet.evaluate import evaluate
     from csamnet.results import read_summary
 
-    with bar(f"Evaluating {run.name} on {split}") as tick:
-        folder = evaluate(run, root, split=split, device=device, on_image=tick)
-    summary = read_summary(run, split)
+    other = get_dataset(on, root).name if on else None
+    with bar(f"Evaluating {run.name} on {' '.join(filter(None, (other, split)))}") as tick:
+        folder = evaluate(run, root, split=split, dataset=other, force=force, device=device, on_image=tick)
+    summary = read_summary(run, folder.name)
     kind = {"real": "measured on real data", "sample": "sample data"}[summary["data"]["kind"]]
+    kind += f"; it has learned from {summary['seen']} of these images" * bool(summary["seen"])
     table = Table(title=f"{summary['data']['name']}, {split}, {summary['n']} images, {kind}")
     for heading in ("measure", "pooled", "mean over images"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")

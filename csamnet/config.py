@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 
+from csamnet.datasets import DATASETS
 from csamnet.files import InputError
 
 SIZES = {"XS": 16, "S": 32, "M": 40, "L": 72}
@@ -39,6 +40,7 @@ class RunConfig:
     dice: float = 1.0  # weight of the Dice loss beside cross-entropy
     # augmentation
     foreground: float = 0.0  # fraction of crops centred on a foreground pixel
+    turns: bool = True  # quarter turns and all mirror images; else only left and right are swapped
     scale: float = 1.25  # zoom drawn log-uniformly from 1/scale to scale
     stain: float = 0.25  # strength of the change of haematoxylin, eosin and residual
     colour: float = 0.15  # strength of brightness, contrast, saturation
@@ -109,11 +111,15 @@ PROFILES: dict[str, dict] = {
 
 
 def make_config(profile: str = "paper", **changes) -> RunConfig:
-    """A profile's configuration with `changes`. Raises InputError for unknown names and impossible values."""
+    """A profile's configuration, as the data set's recipe and then `changes` alter it.
+
+    Raises InputError for unknown names and impossible values.
+    """
     _known("profile", profile, PROFILES)
+    entry = DATASETS.get(changes.get("dataset", RunConfig.dataset))
     for key in changes:
         _known("setting", key, [field.name for field in fields(RunConfig)])
-    return replace(RunConfig(profile=profile, **PROFILES[profile]), **changes)
+    return RunConfig(**{"profile": profile, **PROFILES[profile], **(entry.recipe if entry else {}), **changes})
 
 
 def _known(what: str, value, known) -> None:

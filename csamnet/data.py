@@ -19,8 +19,8 @@ from torch import Tensor
 from csamnet.config import RunConfig
 from csamnet.files import InputError
 from csamnet.images import read_image, read_labels, read_mask
+from csamnet.manifest import read_manifest
 from csamnet.model import reflect
-from csamnet.prepare import read_manifest
 
 BUDGET = 8 * 2**30
 """Bytes of training images that may live on the device; more is memory-mapped from the disk."""
@@ -37,15 +37,19 @@ class Sample:
     group: str
     organ: str
     image_path: Path
-    mask_path: Path
+    mask_path: Path | None
     labels_path: Path | None
+    pixels_sha256: str = ""
 
     def image(self) -> np.ndarray:
         """`(H, W, 3)` uint8."""
         return read_image(self.image_path)
 
     def mask(self) -> np.ndarray:
-        """`(H, W)` bool."""
+        """`(H, W)` bool. Raises InputError where the image is not annotated."""
+        if self.mask_path is None:
+            mend = "train and measure on another data set; csamnet predict needs no annotation"
+            raise InputError("an image without annotation", path=self.image_path, mend=mend)
         return read_mask(self.mask_path)
 
     def labels(self) -> np.ndarray | None:
@@ -63,12 +67,13 @@ def load_split(root: Path | str, dataset: str, split: str) -> list[Sample]:
         raise InputError(f"the split {split!r} of {dataset} is empty", path=folder, found=found)
     return [
         Sample(
-            name=str(row["name"]),
-            group=str(row["group"]),
-            organ=str(row["organ"]),
+            name=row["name"],
+            group=row["group"],
+            organ=row["organ"],
             image_path=folder / row["image"],
-            mask_path=folder / row["mask"],
-            labels_path=folder / row["inst"] if isinstance(row["inst"], str) and row["inst"] else None,
+            mask_path=folder / row["mask"] if row["mask"] else None,
+            labels_path=folder / row["inst"] if row["inst"] else None,
+            pixels_sha256=row["pixels_sha256"],
         )
         for row in rows.to_dict("records")
     ]
@@ -119,7 +124,7 @@ class Atlas:
         area = (self.heights * self.widths).float()
         which = torch.multinomial(area, batch, replacement=True, generator=generator)
         draw = _Draws(batch, generator)
-        turn = _turns(draw, config.scale)  # (B, 2, 2)
+        turn = _turns(draw, config.scale, config.turns)  # (B, 2, 2)
         centre = self._centres(draw, which, config.tile, config.foreground)  # (B, 2), x first
         pixels, mask = self._sample(which, centre, turn, config.tile)
         pixels = stain_jitter(pixels, draw, config.stain)
@@ -189,9 +194,9 @@ class _Draws:
         return low + (high - low) * values
 
 
-def _turns(draw: _Draws, scale: float) -> Tensor:
+def _turns(draw: _Draws, scale: float, turns: bool) -> Tensor:
     """Matrices `(B, 2, 2)` of a random quarter turn, flip and zoom, from crop to image offsets."""
-    angle = (4 * draw.uniform()).floor() * (torch.pi / 2)
+    angle = (4 * draw.uniform()).floor() * (torch.pi / 2 if turns else 0)
     zoom = torch.exp(draw.uniform(low=-1, high=1) * float(np.log(scale)))
     flip = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
     cos, sin = angle.cos().round(), angle.sin().round()

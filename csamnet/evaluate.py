@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from csamnet.config import MODELS, RunConfig
 from csamnet.data import Sample, load_split, to_input
+from csamnet.datasets import DATASETS
 from csamnet.files import InputError, atomic, write_json
 from csamnet.metrics import (
     BINS,
@@ -30,7 +31,16 @@ from csamnet.metrics import (
     score_histogram,
 )
 from csamnet.model import CSAMNet, extend, load_strictly, load_weights
-from csamnet.results import data_card, fingerprint, hardware, read_config, read_run, read_summary
+from csamnet.results import (
+    data_card,
+    fingerprint,
+    hardware,
+    measured_in,
+    read_config,
+    read_run,
+    read_seen,
+    read_summary,
+)
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -174,49 +184,96 @@ def evaluate(
     root: Path | str,
     *,
     split: str = "test",
+    dataset: str | None = None,
+    force: bool = False,
     device: str = "auto",
     on_image: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Measure a run's weights on a split; write and return `<folder>/<split>/` (see `write_evaluation`).
+    """Measure a run's weights on a split, of its own data set or of another; return the folder of the results.
 
-    Nothing is done where the same weights were measured on the same data by the same code. `on_image` is called
+    Nothing is done where the same weights were measured on the same data by the same code. Raises InputError where
+    the run has learned from one of the images, unless forced: then the summary tells how many. `on_image` is called
     with (done, all) after each image.
     """
     model, config = load_run(folder, device)
-    card = data_card(root, config.dataset)
+    name, out = dataset or config.dataset, measured_in(folder, dataset, split)
+    card, samples = data_card(root, name), load_split(root, name, split)
+    seen = known_images(folder, samples, own=name == config.dataset, split=split)
+    if seen and not force:
+        raise InputError(
+            "the run has learned from images that it is to be measured on",
+            path=folder,
+            expected=f"images of {name} that it was neither trained nor selected on",
+            found=f"{len(seen)} of {len(samples)}: {', '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}",
+            mend="take a run of another data set or split; --force measures all the same, and marks the results",
+        )
     fresh = fingerprint(config, card["manifest_sha256"] + read_run(folder)["fingerprint"], "evaluate")
-    if (read_summary(folder, split) or {}).get("fingerprint") == fresh:
-        return Path(folder) / split
-    samples = load_split(root, config.dataset, split)
-    predict, histogram, rows = predictor(model, config), np.zeros((2, BINS), np.int64), []
+    if (read_summary(folder, out.name) or {}).get("fingerprint") == fresh:
+        return out
+    about = {"data": card, "seen": len(seen), "hardware": hardware(next(model.parameters()).device)}
+    rows, histograms = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
+    return write_evaluation(out, rows, histograms, config, about | {"fingerprint": fresh})
+
+
+def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split: str) -> list[str]:
+    """Names of the samples that the run was trained or selected on; its own validation images may be measured.
+
+    A run that does not tell, from before they were kept, is taken not to know its own data set's other splits, and
+    all of another data set.
+    """
+    seen = read_seen(folder)
+    if seen is None:
+        return [] if own and split != "train" else [sample.name for sample in samples]
+    hashes = set(seen["train"]) | (set() if own and split == "val" else set(seen["val"]))
+    return [sample.name for sample in samples if sample.pixels_sha256 in hashes]
+
+
+def get_subsets(dataset: str) -> dict[str, tuple[str, ...]]:
+    """The parts of a data set that are reported apart: name -> organs."""
+    return DATASETS[dataset].subsets if dataset in DATASETS else {}
+
+
+def measure(predict: Callable, samples: list[Sample], config: RunConfig, subsets: dict, on_image) -> tuple[list, dict]:
+    """A row of measures for each sample, and score histograms: under "" of all, under its name of each subset."""
+    histograms = {name: np.zeros((2, BINS), np.int64) for name in ("", *subsets)}
+    rows = []
     for done, sample in enumerate(samples, 1):
-        image = sample.image()
-        row = image_metrics(predict(image), sample.mask(), sample.labels(), threshold=config.threshold, total=histogram)
+        image, own = sample.image(), np.zeros((2, BINS), np.int64)
+        row = image_metrics(predict(image), sample.mask(), sample.labels(), threshold=config.threshold, total=own)
+        for name, histogram in histograms.items():
+            histogram += own * (not name or sample.organ in subsets[name])
         place = {"name": sample.name, "group": sample.group, "organ": sample.organ}
         rows.append(place | {"height": image.shape[0], "width": image.shape[1]} | row)
         if on_image:
             on_image(done, len(samples))
-    about = {"data": card, "hardware": hardware(next(model.parameters()).device), "fingerprint": fresh}
-    return write_evaluation(Path(folder) / split, rows, histogram, config, about)
+    return rows, histograms
 
 
-def write_evaluation(out: Path, rows: list[dict], histogram: np.ndarray, config: RunConfig, about: dict) -> Path:
+def write_evaluation(out: Path, rows: list[dict], histograms: dict, config: RunConfig, about: dict) -> Path:
     """Write `per_image.csv`, `curves.csv` (precision-recall and ROC) and, last, `summary.json`."""
     places = ["name", "group", "organ", "height", "width"]
     _write_csv(out / "per_image.csv", pd.DataFrame(rows)[[*places, *COLUMNS]])
-    _write_csv(out / "curves.csv", curves(histogram))
-    means, defined = mean(rows)
-    pooled = pool(rows, histogram)
+    _write_csv(out / "curves.csv", curves(histograms[""]))
     settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "threshold", "precision")}
-    summary = {
-        "pooled": {key: _finite(pooled[key]) for key in METRICS},
-        "mean": {key: _finite(means[key]) for key in METRICS},
-        "defined": defined,
-        "n": len(rows),
+    parts = get_subsets(about["data"]["name"])
+    subsets = {name: [row for row in rows if row["organ"] in organs] for name, organs in parts.items()}
+    summary = _scores(rows, histograms[""]) | {
+        "subsets": {name: _scores(of, histograms[name]) for name, of in subsets.items() if of},
         "settings": settings,
     }
     write_json(out / "summary.json", json.loads(json.dumps(summary | about)))
     return out
+
+
+def _scores(rows: list[dict], histogram: np.ndarray) -> dict:
+    """Measures pooled and as means over images, with how many images define each."""
+    (means, defined), pooled = mean(rows), pool(rows, histogram)
+    return {
+        "pooled": {key: _finite(pooled[key]) for key in METRICS},
+        "mean": {key: _finite(means[key]) for key in METRICS},
+        "defined": defined,
+        "n": len(rows),
+    }
 
 
 def _write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import json
 import uuid
 from collections.abc import Callable, Sequence
@@ -50,12 +50,15 @@ def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
     state = load_weights(path)
     with safe_open(path, "pt") as stored:
         about = (stored.metadata() or {}).get("config")
-    if about is None:
-        model, config = CSAMNet.from_released(path), RunConfig()
-    else:
-        config = _read_config(about, path)
+    try:
+        config = RunConfig.from_dict(json.loads(about or "{}"))
+    except (ValueError, TypeError) as error:
+        raise InputError("the settings stored with the weights are not ours", path=path, found=error) from None
+    if about:
         model = build_model(config)
         load_strictly(model, state, path)
+    else:
+        model = CSAMNet.from_released(path)
     model.config = config
     return model.to(place, memory_format=torch.channels_last).eval()
 
@@ -63,26 +66,15 @@ def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
 def find_weights(name_or_path: Path | str) -> Path:
     """The file that `load` reads. A bare name is looked up in `weights/` first."""
     path, shipped = Path(name_or_path), {file.stem: file for file in sorted(WEIGHTS.glob("*.safetensors"))}
-    if path.name in shipped and path == Path(path.name):
-        return shipped[path.name]
+    if str(path) in shipped:
+        return shipped[str(path)]
     if path.is_dir():
         return path / "weights.safetensors"
-    if path.exists() or path.suffix or path.name != str(name_or_path):
+    if path.exists() or path.suffix or len(path.parts) > 1:
         return path
-    near = difflib.get_close_matches(path.name, shipped, n=1, cutoff=0.4)
-    raise InputError(
-        "no weights of this name",
-        expected=" | ".join(shipped) or f"a path: there are none in {WEIGHTS}",
-        found=repr(path.name),
-        mend=f"did you mean {near[0]!r}?" if near else "give a .safetensors file or a run folder",
-    )
-
-
-def _read_config(text: str, path: Path) -> RunConfig:
-    try:
-        return RunConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise InputError("the settings stored with the weights are not ours", path=path, found=error) from None
+    expected = " | ".join(shipped) or f"a path: there are none in {WEIGHTS}"
+    mend = "give one of these names, a .safetensors file or a run folder"
+    raise InputError("no weights of this name", expected=expected, found=repr(str(path)), mend=mend)
 
 
 def predict(model: nn.Module, image: np.ndarray, *, min_area: int = 30, **settings) -> Prediction:
@@ -176,18 +168,13 @@ def write_prediction(
 
 
 def stems(paths: Sequence[Path | str]) -> list[str]:
-    """A name for each path, its stem; one that comes again (in whatever case) gets -2, -3, ..."""
-    wanted = [Path(path).stem for path in paths]
-    taken, seen, names = {stem.casefold() for stem in wanted}, set(), []
-    for stem in wanted:
-        name, n = stem, 1
-        while stem.casefold() in seen and name.casefold() in taken:
-            n += 1
-            name = f"{stem}-{n}"
-        seen.add(stem.casefold())
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+    """A name for each path: its stem, with -2, -3, ... where a name (in whatever case) is taken."""
+    names: dict[str, str] = {}
+    for stem in (Path(path).stem for path in paths):
+        numbered = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
+        name = next(name for name in numbered if name.casefold() not in names)
+        names[name.casefold()] = name
+    return list(names.values())
 
 
 def predict_files(

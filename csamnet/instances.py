@@ -1,9 +1,12 @@
-"""From a probability map to nuclei: a stated splitting rule, and the outline of each nucleus."""
+"""From a probability map to objects: a stated splitting rule, and the outline of each object."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+import shapely
 from scipy import ndimage
+from scipy.cluster.hierarchy import DisjointSet
 from skimage.measure import find_contours
 from skimage.segmentation import watershed
 
@@ -17,7 +20,7 @@ def instances_from_probability(
     neck: float = 0.95,
     prominence: float = 0.75,
 ) -> np.ndarray:
-    """Nuclei of a (H, W) foreground probability as (H, W) int32 labels 1..n, 0 background.
+    """Objects of a (H, W) foreground probability as (H, W) int32 labels 1..n, 0 background.
 
     The rule: threshold (`>=`); fill holes and drop objects below `min_area` pixels; take each pixel's
     distance to the background, smoothed by a Gaussian of `smooth` pixels; flood it from its maxima
@@ -51,34 +54,27 @@ def _join(basins: np.ndarray, depth: np.ndarray, min_area: int, neck: float, pro
     area = np.bincount(basins.ravel())
     peak = np.zeros(len(area), np.float32)
     np.maximum.at(peak, basins[basins > 0], depth[basins > 0])
-    area, peak, parent = area.tolist(), peak.tolist(), list(range(len(area)))
-
-    def root(label: int) -> int:
-        while parent[label] != label:
-            parent[label] = label = parent[parent[label]]
-        return label
-
+    area, peak, joined = area.tolist(), peak.tolist(), DisjointSet(range(len(area)))
     for first, second, width in _necks(basins, depth):
-        low, high = sorted((root(first), root(second)), key=peak.__getitem__)
+        low, high = sorted((joined[first], joined[second]), key=peak.__getitem__)
         shallow = width > min(neck * peak[low], peak[low] - prominence)
         if low != high and (shallow or min(area[low], area[high]) < min_area):
-            parent[low] = high
-            area[high] += area[low]
-    roots = [root(label) for label in range(len(parent))]
+            joined.merge(low, high)
+            area[joined[low]], peak[joined[low]] = area[low] + area[high], peak[high]
+    roots = [joined[label] for label in joined]
     return np.unique(roots, return_inverse=True)[1].astype(np.int32)[basins]
 
 
 def _necks(basins: np.ndarray, depth: np.ndarray) -> list[tuple[int, int, float]]:
     """Pairs of touching basins with the greatest depth on their common border, deepest first."""
-    pairs, widths = [], []
+    borders = []
     for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        touch = np.nonzero((basins[here] != basins[there]) & (basins[here] > 0) & (basins[there] > 0))
-        pairs.append(np.sort(np.int64([basins[here][touch], basins[there][touch]]), axis=0))
-        widths.append(np.minimum(depth[here][touch], depth[there][touch]))
-    pairs, widths = np.concatenate(pairs, axis=1), np.concatenate(widths)
-    pairs, widths = pairs[:, order := np.argsort(-widths, kind="stable")], widths[order]
-    widest = np.sort(np.unique(pairs[0] * (int(basins.max()) + 1) + pairs[1], return_index=True)[1])
-    return list(zip(*pairs[:, widest].tolist(), widths[widest].tolist(), strict=True))
+        touch = (basins[here] != basins[there]) & (basins[here] > 0) & (basins[there] > 0)
+        pair = np.sort([basins[here][touch], basins[there][touch]], axis=0)
+        width = np.minimum(depth[here][touch], depth[there][touch])
+        borders.append(pd.DataFrame({"first": pair[0], "second": pair[1], "width": width}))
+    deepest = pd.concat(borders).sort_values("width", ascending=False, kind="stable")
+    return list(deepest.drop_duplicates(["first", "second"]).itertuples(index=False, name=None))
 
 
 def outlines(labels: np.ndarray) -> list[tuple[int, np.ndarray]]:
@@ -91,24 +87,10 @@ def outlines(labels: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """
     found = []
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        inside = np.pad(labels[box] == label, 1).astype(np.float32)
-        rings = [ring[:, ::-1] for ring in find_contours(inside, 0.5)]
-        ring = max(rings, key=lambda ring: abs(_area(ring)))
-        corner = np.array([box[1].start, box[0].start]) - 0.5
-        found.append((label, _without_straight(ring) + corner))
+        if box is not None:
+            inside = np.pad(labels[box] == label, 1).astype(np.float32)
+            rings = [shapely.Polygon(ring[:, ::-1]) for ring in find_contours(inside, 0.5)]
+            ring = max(rings, key=lambda ring: ring.area).normalize().simplify(0)  # without needless vertices
+            corner = np.array([box[1].start, box[0].start]) - 0.5
+            found.append((label, shapely.get_coordinates(ring) + corner))
     return found
-
-
-def _area(ring: np.ndarray) -> float:
-    x, y = ring.T
-    return float(x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2
-
-
-def _without_straight(ring: np.ndarray) -> np.ndarray:
-    """A closed ring without the vertices that lie on a straight line between their neighbours."""
-    points = ring[:-1]
-    before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    points = points[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
-    return np.concatenate([points, points[:1]])

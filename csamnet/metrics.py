@@ -110,8 +110,7 @@ def roc_auc(hist: np.ndarray) -> float:
     if not hist.any(axis=1).all():
         return float("nan")
     _, fp, tp = _cumulative(hist)
-    higher = (tp + np.append(0, tp[:-1])) / 2
-    return float(np.sum(np.diff(fp, prepend=0) * (higher / tp[-1])) / fp[-1])
+    return float(np.trapezoid(np.append(0, tp / tp[-1]), np.append(0, fp / fp[-1])))
 
 
 def curves(hist: np.ndarray, points: int = 500) -> pd.DataFrame:
@@ -121,17 +120,11 @@ def curves(hist: np.ndarray, points: int = 500) -> pd.DataFrame:
     """
     used, fp, tp = _cumulative(hist)
     negatives, positives = hist.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        columns = {
-            "threshold": expit(used / PER_LOGIT + LOW),
-            "precision": tp / (tp + fp),
-            "recall": tp / np.float64(positives),
-            "fpr": fp / np.float64(negatives),
-        }
-    table = pd.DataFrame(columns)
-    travelled = table.drop(columns="threshold").diff().abs().sum(axis=1).cumsum().to_numpy()
+    table = pd.DataFrame({"threshold": expit(used / PER_LOGIT + LOW), "precision": tp / (tp + fp)})
+    table = table.assign(recall=tp / (positives or np.nan), fpr=fp / (negatives or np.nan))
     if len(table) <= points:
         return table
+    travelled = table.drop(columns="threshold").diff().abs().sum(axis=1).cumsum().to_numpy()
     rows = np.searchsorted(travelled, np.linspace(0, travelled[-1], points))
     return table.iloc[np.unique(np.append(rows, len(table) - 1))[-points:]].reset_index(drop=True)
 
@@ -184,13 +177,8 @@ def instance_counts(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
 def _consecutive(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(area of each label, labels as int64 0..n), background first."""
-    labels = np.asarray(labels).ravel()
-    if labels.size and labels.max() > 2**22:
-        labels = np.unique(np.append(0, labels), return_inverse=True)[1][1:]
-    area = np.bincount(labels, minlength=1)
-    present = area > 0
-    present[0] = True
-    return area[present], (np.cumsum(present) - 1)[labels]
+    numbers = pd.factorize(np.append(0, labels))[0][1:]
+    return np.bincount(numbers, minlength=1), numbers
 
 
 def from_instances(
@@ -233,14 +221,12 @@ def image_metrics(
     work.
     """
     pred, mask = np.asarray(probability) >= threshold, np.asarray(mask) > 0
-    counts, hist = confusion(pred, mask), score_histogram(probability, mask)
+    hist, sums = score_histogram(probability, mask), dict.fromkeys(SUMS, float("nan"))
     if total is not None:
         total += hist
-    sums = dict.fromkeys(SUMS, float("nan"))
     if labels is not None:
         sums = instance_counts(instances_from_probability(probability, threshold=threshold, **rule), labels)
-    ranking = {"ap": average_precision(hist), "auc": roc_auc(hist), "hd95": hd95(pred, mask)}
-    return counts | from_counts(**counts) | ranking | sums | from_instances(**sums)
+    return _measures(confusion(pred, mask), hist, hd95(pred, mask), sums)
 
 
 def pool(rows: Iterable[Mapping], total: np.ndarray) -> dict[str, float]:
@@ -249,10 +235,13 @@ def pool(rows: Iterable[Mapping], total: np.ndarray) -> dict[str, float]:
     A distance does not pool: hd95 is the mean over the images where it is defined.
     """
     table = pd.DataFrame(list(rows))
-    counts = table[[*COUNTS]].sum().to_dict()
-    sums = table[[*SUMS]].sum(min_count=1).to_dict()
-    ranking = {"ap": average_precision(total), "auc": roc_auc(total), "hd95": float(table["hd95"].mean())}
-    return counts | from_counts(**counts) | ranking | sums | from_instances(**sums)
+    counts, sums = table[[*COUNTS]].sum().to_dict(), table[[*SUMS]].sum(min_count=1).to_dict()
+    return _measures(counts, total, float(table["hd95"].mean()), sums)
+
+
+def _measures(counts: Mapping, hist: np.ndarray, distance: float, sums: Mapping) -> dict[str, float]:
+    ranking = {"ap": average_precision(hist), "auc": roc_auc(hist), "hd95": distance}
+    return {**counts, **from_counts(**counts), **ranking, **sums, **from_instances(**sums)}
 
 
 def mean(rows: Iterable[Mapping]) -> tuple[dict[str, float], dict[str, int]]:

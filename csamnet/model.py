@@ -12,6 +12,7 @@ import re
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 import torch.nn.functional as F
@@ -512,20 +513,13 @@ def save_weights(state: dict[str, Tensor], path: Path | str, **about: str) -> No
 
 def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path | str | None = None) -> None:
     """Load `state`; raise InputError with the first differences where names or shapes do not match exactly."""
-    own = model.state_dict()
-    shapes = [
-        f"{k} {tuple(v.shape)} for {tuple(own[k].shape)}"
-        for k, v in state.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    names = [f"missing {k}" for k in own.keys() - state.keys()] + [f"unknown {k}" for k in state.keys() - own.keys()]
-    if differences := shapes + sorted(names):
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        differences = [shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:4]]
+        width = f" of width {model.width}" if hasattr(model, "width") else ""
+        expected = f"{len(model.state_dict())} tensors of a {type(model).__name__}{width}"
+        mend = "build the network with the width and switches that the weights were trained with"
         raise InputError(
-            "the weights do not fit the network",
-            path=path,
-            expected=f"{len(own)} tensors of a {type(model).__name__}"
-            + (f" of width {model.width}" if hasattr(model, "width") else ""),
-            found="; ".join(differences[:4]) + (f" and {len(differences) - 4} more" if len(differences) > 4 else ""),
-            mend="build the network with the width and switches that the weights were trained with",
-        )
-    model.load_state_dict(state)
+            "the weights do not fit the network", path=path, expected=expected, found="; ".join(differences), mend=mend
+        ) from None

@@ -13,15 +13,17 @@ from skimage.color import rgb2hed
 
 from csamnet.config import RunConfig, make_config
 from csamnet.data import Sample, load_split
-from csamnet.datasets import get_dataset
+from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import load_run, predictor
 from csamnet.figures import View, spread
 from csamnet.files import InputError, atomic, read_json
+from csamnet.inference import load, predict
 from csamnet.instances import instances_from_probability
 from csamnet.paths import PREPARED, RESULTS, ROOT
 from csamnet.prepare import prepare
 from csamnet.results import find_runs, read_config, read_summary
 from csamnet.samples import make_sample
+from csamnet.tables import markdown
 
 # ------------------------------------------------------------------------------------------ parameters
 
@@ -52,7 +54,8 @@ def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[
     device = given.pop("device", "auto")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError("unknown device", expected="auto | cpu | cuda", found=repr(device))
-    given["dataset"] = get_dataset(given["dataset"]).name
+    entry = get_dataset(given["dataset"], root)
+    given["dataset"] = entry.name
     return make_config(given.pop("profile"), **given), root, results, device
 
 
@@ -89,22 +92,25 @@ def prepared(config: RunConfig, root: Path) -> dict:
     return read_json(folder / "dataset.json")
 
 
-def describe(samples: Mapping[str, Sequence[Sample]], mpp: float | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """For `figures.object_statistics`: objects (split, area), and images (split, inside, outside).
+def describe(samples: Mapping[str, Sequence[Sample]], entry: Dataset) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """For `figures.object_statistics`: objects (split, area), images (split, inside, outside), and their quantity.
 
-    Area is in square micrometres where `mpp` is known, else in pixels. Inside and outside are mean amounts of
-    haematoxylin, by the deconvolution of Ruifrok and Johnston (2001), of a sixteenth of the pixels.
+    Area is in square micrometres where the table gives micrometres a pixel, else in pixels. Inside and outside are
+    means over a sixteenth of the pixels: of the amount of haematoxylin, by the deconvolution of Ruifrok and Johnston
+    (2001), or where nothing is stained of the grey value.
     """
-    objects, stain = [], []
+    stained = entry.modality.startswith("H&E")
+    objects, images = [], []
     for split, sample in ((split, sample) for split, items in samples.items() for sample in items):
         mask, labels = sample.mask(), sample.labels()
         labels = instances_from_probability(mask) if labels is None else labels
-        area = np.bincount(labels.ravel())[1:] * (mpp or 1) ** 2
+        area = np.bincount(labels.ravel())[1:] * (entry.mpp or 1) ** 2
         objects.append(pd.DataFrame({"split": split, "area": area[area > 0]}))
-        amount, inside = rgb2hed(sample.image()[::4, ::4])[..., 0], mask[::4, ::4]
+        pixels, inside = sample.image()[::4, ::4], mask[::4, ::4]
+        amount = rgb2hed(pixels)[..., 0] if stained else pixels.mean(-1)
         means = [amount[where].mean() if where.any() else np.nan for where in (inside, ~inside)]
-        stain.append({"split": split, "inside": means[0], "outside": means[1]})
-    return pd.concat(objects, ignore_index=True), pd.DataFrame(stain)
+        images.append({"split": split, "inside": means[0], "outside": means[1]})
+    return pd.concat(objects, ignore_index=True), pd.DataFrame(images), "haematoxylin" if stained else "grey value"
 
 
 def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list[View]:
@@ -119,6 +125,30 @@ def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list
         labels = instances_from_probability(mask) if labels is None else labels
         views.append(View(row.name, row.organ, image, mask, labels, predict(image), config.threshold, row.dice))
     return views
+
+
+def predict_only(samples: Sequence[Sample], weights: str, device: str = "auto") -> list[View]:
+    """Images without annotation with what a trained network finds in them; its own objects stand for the true ones."""
+    model, views = load(weights, device), []
+    for sample in samples:
+        image = sample.image()
+        found = predict(model, image)
+        threshold = model.config.threshold
+        views.append(
+            View(sample.name, sample.organ, image, found.mask, found.labels, found.probability, threshold, 1.0)
+        )
+    return views
+
+
+def counts(views: Sequence[View], entry: Dataset) -> str:
+    """What was found in images without annotation, as a Markdown table."""
+    head, rows = ["image", entry.target[1], "share of the image", "mean area"], []
+    for view in views:
+        found = int(view.labels.max())
+        area = np.count_nonzero(view.labels) / max(found, 1) * (entry.mpp or 1) ** 2
+        unit = "µm²" if entry.mpp else "px"
+        rows.append([view.name, f"{found:,}", f"{100 * view.mask.mean():.1f} %", f"{area:.0f} {unit}"])
+    return markdown(head, rows, ",".join(head[1:]))
 
 
 def found_objects(views: Iterable[View], mpp: float | None) -> pd.DataFrame:
@@ -142,7 +172,8 @@ def found_objects(views: Iterable[View], mpp: float | None) -> pd.DataFrame:
 def run_notebook(template: Path, out: Path, parameters: dict) -> None:
     """Execute `template` with `parameters` into `out`, whole or not at all; print what its cells print.
 
-    Raises InputError for parameters that the template does not have, or that its first cells refuse.
+    Cells tagged `annotated` are left out for a data set without annotation, those tagged `unannotated` for any
+    other. Raises InputError for parameters that the template does not have, or that its first cells refuse.
     """
     import nbformat
     import papermill
@@ -153,18 +184,27 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
     if unknown := sorted(parameters.keys() - known.keys()):
         expected, found = ", ".join(known), ", ".join(unknown)
         raise InputError("unknown parameter", path=template, expected=expected, found=found)
-    given = {"dataset": get_dataset(parameters.get("dataset", "MoNuSeg")).name}
+    entry = get_dataset(parameters.get("dataset", "MoNuSeg"), parameters.get("root") or PREPARED)
+    given = {"dataset": entry.name}
     given |= {key: str(Path(parameters[key]).resolve()) for key in ("root", "results") if parameters.get(key)}
     options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout}
     with atomic(out) as temporary:
+        nbformat.write(choose(nbformat.read(template, as_version=4), entry), temporary)
         try:
-            papermill.execute_notebook(str(template), str(temporary), parameters | given, **options)
+            papermill.execute_notebook(str(temporary), str(temporary), parameters | given, **options)
         except papermill.PapermillExecutionError as error:
             if error.ename != "InputError":
                 raise
             raise InputError(error.evalue) from None
         notebook = nbformat.read(temporary, as_version=4)
-        nbformat.write(tidy(notebook, given["dataset"]), temporary)
+        nbformat.write(tidy(notebook, entry.title or entry.name), temporary)
+
+
+def choose(notebook, entry: Dataset):
+    """The cells of a template that a data set can use."""
+    other = {"unannotated" if entry.annotated else "annotated"}
+    notebook.cells = [cell for cell in notebook.cells if not other & set(cell.metadata.get("tags", []))]
+    return notebook
 
 
 def tidy(notebook, dataset: str):

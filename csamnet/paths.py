@@ -12,6 +12,7 @@ ROOT = Path(os.environ.get("CSAMNET_HOME") or (_checkout if (_checkout / "_toc.y
 
 DATA = ROOT / "data"
 SAMPLES = DATA / "samples"  # look-alike releases
+DOWNLOADS = DATA / "downloads"  # releases as their hosts serve them
 PREPARED = DATA / "prepared"  # canonical trees
 RESULTS = ROOT / "results"  # run folders
 EXECUTED = ROOT / "book" / "executed"  # notebooks as run

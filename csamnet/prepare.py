@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -12,40 +13,44 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
-from csamnet import datasets, images, readers
-from csamnet.datasets import Dataset, get_dataset
+from csamnet import images
+from csamnet.datasets import Dataset, get_dataset, own_dataset
 from csamnet.files import InputError, read_json, sha256_array, sha256_file, write_json, write_text
 from csamnet.images import write_image
-from csamnet.readers import SPLITS, Pixels, Record, Release, innermost, is_tree, read_release, unpack
-
-COLUMNS = (
-    dict.fromkeys(("name", "split", "group", "organ", "image", "mask", "inst"), str)
-    | dict.fromkeys(("height", "width", "objects"), int)
-    | dict.fromkeys(("image_sha256", "mask_sha256", "pixels_sha256"), str)
-)
-"""Of manifest.csv, one row an image. Paths are relative to the data set's folder; `inst` is empty where only
-a mask is known; `objects` counts instances, or else the mask's connected parts (8 neighbours);
-`pixels_sha256` is of the decoded image, and so the same in any format."""
+from csamnet.manifest import COLUMNS, KINDS, verify
+from csamnet.readers import READERS, common, read_release
+from csamnet.readers.common import SPLITS, Pixels, Record, Release, innermost, is_tree, unpack
 
 DRAWN = "a fifth of the training groups, drawn by the hashes of their names"
+_ROWS = ".rows"  # what is done of a tree that is being built
 Progress = Callable[[list[Record]], Iterable[Record]]
 
 
 def prepare(
-    name: str, source: Path | str, root: Path | str, *, allow_partial: bool = False, progress: Progress = iter
+    name: str,
+    source: Path | str,
+    root: Path | str,
+    *,
+    own: dict | None = None,
+    form: str | None = None,
+    allow_partial: bool = False,
+    progress: Progress = iter,
 ) -> Path:
     """Write `root`/NAME from the release, zip or tree at `source`, and return that folder.
 
-    The tree is built beside its place and moved there whole. The same files and code again do nothing; an
-    older tree is replaced only by a complete one. `source` is only read, unless it is `root`/NAME itself:
-    then its images stay and the manifest is added. `progress` wraps the list of records, as tqdm does. Raises
-    one InputError with all that is wrong. `allow_partial` leaves out what cannot be used and takes empty
-    splits, noting both, but never a name, a group or the same pixels in two splits.
+    The tree is built beside its place and moved there whole; where that was stopped, the same call goes on. The
+    same files and code again do nothing; an older tree is replaced only by a complete one. `source` is only
+    read, unless it is `root`/NAME itself: then its images stay and the manifest is added. `progress` wraps the
+    list of records, as tqdm does. Raises one InputError with all that is wrong. `allow_partial` leaves out what
+    cannot be used and takes empty splits, noting both, but never a name, a group or the same pixels in two splits.
+    `own` makes NAME a data set of one's own: the arguments of `own_dataset` besides the name. `form` is one of the
+    table's `forms`, None the first.
     """
-    dataset, source = get_dataset(name), Path(source)
+    dataset, source = own_dataset(name, **own) if own else get_dataset(name, root), Path(source)
     target = Path(root) / dataset.name
     staging, scratch, old = (target.with_name(f".{dataset.name}.{use}") for use in ("partial", "zip", "old"))
     in_place = _check_place(source, target)
@@ -53,74 +58,85 @@ def prepare(
     try:
         if old.exists() and not target.exists():  # stopped between the two renames below
             os.replace(old, target)
-        _drop(staging, scratch, old)
-        release = read_release(dataset, unpack(source, scratch))
-        provenance = _provenance(release, allow_partial)
+        _drop(scratch, old)
+        form = check_form(dataset, form)
+        release = read_release(dataset, unpack(source, scratch), form)
+        release.notes += [f"form: {form}"] if form else []
+        provenance = _provenance(dataset, release, allow_partial)
         if not _is_current(target, provenance):
-            folder = target if in_place else staging
+            folder = target if in_place else _stage(staging, provenance)
             table, notes = _build(dataset, release, folder, in_place, allow_partial, progress)
             _describe(dataset, release.sample, folder, table, notes, provenance)
             if not in_place:
+                _drop(staging / _ROWS)
                 if target.exists():
                     os.replace(target, old)
                 os.replace(staging, target)
+        _drop(staging)
+    except InputError:
+        _drop(staging)
+        raise
     except OSError as error:
         what = "the disk is full" if error.errno == errno.ENOSPC else "a file cannot be read or written"
         mend = "mend that and start again; nothing half-written was left"
+        _drop(staging)
         raise InputError(what, path=error.filename or target, found=error.strerror, mend=mend) from error
     finally:
-        _drop(staging, scratch, old)
+        _drop(scratch, old)
     return target
 
 
-def read_manifest(folder: Path | str) -> pd.DataFrame:
-    """manifest.csv of a prepared data set. Raises InputError where it is missing or has other columns."""
-    path = Path(folder) / "manifest.csv"
-    mend = f"csamnet prepare {path.parent.name} --from PATH --root {path.parent.parent}"
-    if not path.is_file():
-        raise InputError("a data set is not prepared", path=path, found="no manifest", mend=mend)
-    try:
-        table = pd.read_csv(path, dtype=COLUMNS, keep_default_na=False)
-    except ValueError as error:
-        raise InputError("a manifest cannot be read", path=path, found=error, mend=mend) from error
-    if list(table) != list(COLUMNS):
-        expected, found = ",".join(COLUMNS), ",".join(table)
-        raise InputError("not a manifest", path=path, expected=expected, found=found, mend=mend)
-    return table
+def check_form(dataset: Dataset, form: str | None) -> str | None:
+    """The form in which a release is read. Raises InputError for one that the data set does not have."""
+    if form is not None and form not in dataset.forms:
+        raise InputError(f"{dataset.name} has no form {form!r}", expected=" | ".join(dataset.forms) or "no form")
+    return form or next(iter(dataset.forms), None)
 
 
-def verify(folder: Path | str) -> pd.DataFrame:
-    """The manifest, its files hashed again. Raises InputError naming each that changed or is gone."""
-    folder, table = Path(folder), read_manifest(folder)
-    listed = {"manifest.csv": read_json(folder / "dataset.json").get("manifest_sha256")}
-    for kind in ("image", "mask"):
-        listed |= dict(zip(table[kind], table[f"{kind}_sha256"], strict=True))
-    gone = [path for path in [*listed, *table["inst"]] if path and not (folder / path).is_file()]
-    changed = [path for path in listed if path not in gone and sha256_file(folder / path) != listed[path]]
-    if gone or changed:
-        found = "; ".join(f"{what}: {', '.join(of)}" for what, of in (("gone", gone), ("changed", changed)) if of)
-        mend = f"csamnet prepare {folder.name} --from PATH --root {folder.parent}"
-        raise InputError("files are not as they were prepared", path=folder, found=found, mend=mend)
-    return table
+def assign_splits(dataset: Dataset, records: list[Record]) -> tuple[list[Record], str]:
+    """Records with a split each, whole groups together, and the rule in words.
 
-
-def hold_out(dataset: Dataset, records: list[Record]) -> tuple[list[Record], str]:
-    """Move whole groups from train to val where nothing is in val; the records, and the rule in words.
-
-    They are those that the data set names or, where none of these is there, a fifth of the groups (at least
-    one of two) in the order of their names' hashes: at random, but the same everywhere.
+    What the release says stands. Where it says nothing, and the table gives shares of val and test, they are drawn
+    by group. Where only val is missing, it is cut from train: the groups that the table names or, where none of
+    these is there, a fifth (at least one of two). A draw is by the hash of the group's name: at random, but the same
+    everywhere.
     """
+    given = {record.split for record in records}
+    if given == {None} and dataset.drawn:
+        val, test = dataset.drawn
+        of = _draw(records, test, "test")
+        of |= _draw([record for record in records if record.group not in of], val / (1 - test), "val")
+        return _moved(records, of, "train"), f"drawn by group: {val:.0%} for validation, {test:.0%} for test"
     groups = {record.group for record in records if record.split == "train"}
-    if any(record.split == "val" for record in records):
+    if "val" in given or not dataset.annotated:
         return records, "as laid out"
     if len(groups) < 2:
         return records, "none, with fewer than two groups to cut it from"
     held, rule = groups & set(dataset.validation), dataset.validation_rule
     if not held:
-        drawn = sorted(groups, key=lambda group: hashlib.sha256(group.encode()).digest())
+        drawn = sorted(groups, key=_hash)
         held, rule = set(drawn[: max(1, round(len(groups) / 5))]), DRAWN
-    moved = [replace(record, split="val") if record.group in held else record for record in records]
-    return [new if old.split == "train" else old for old, new in zip(records, moved, strict=True)], rule
+    return _moved(records, dict.fromkeys(held, "val"), None), rule
+
+
+def _draw(records: list[Record], share: float, name: str) -> dict[str, str]:
+    """Every so many-th group as `name`, in order of organ (or kind of case), so that each gives its share."""
+    organs = {record.group: record.organ for record in records}
+    ranked = sorted(organs, key=lambda group: (organs[group], _hash(group)))
+    picked = [group for i, group in enumerate(ranked) if int((i + 1) * share + 0.5) > int(i * share + 0.5)]
+    return dict.fromkeys(picked or ranked[:1], name)
+
+
+def _moved(records: list[Record], to: dict[str, str], rest: str | None) -> list[Record]:
+    """Records of the groups in `to` moved there; the others into `rest`, or left; a test record stays one."""
+    return [
+        record if record.split == "test" else replace(record, split=to.get(record.group, rest or record.split))
+        for record in records
+    ]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_place(source: Path, target: Path) -> bool:
@@ -141,22 +157,30 @@ def _build(
     dataset: Dataset, release: Release, folder: Path, in_place: bool, allow_partial: bool, progress: Progress
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read every record and write its files, unless they stay in place; the manifest and notes."""
-    records, rule = hold_out(dataset, release.records)
-    faults, notes, rows = list(release.problems), [f"validation: {rule}", *release.notes], []
+    records, rule = assign_splits(dataset, release.records)
+    faults, notes, rows = list(release.problems), [f"split: {rule}", *release.notes], []
     for record in progress(records):
         try:
             if record.split is None:
                 mend = "put it below a folder with train or test in its name"
                 raise InputError("neither train nor test", path=record.files["image"], mend=mend)
-            pixels = record.load()
-            files = record.files if in_place else _write(folder, record, pixels)
-            rows.append(_row(folder, record, pixels, files))
-            notes += pixels.notes
+            kept = folder / _ROWS / f"{record.split}-{record.name}.json"
+            if in_place or not kept.exists():
+                pixels = record.load() if in_place else reduce(record.load(), dataset.longest)
+                files = record.files if in_place else _write(folder, record, pixels)
+                row, said = _row(folder, record, pixels, files), list(pixels.notes)
+                if not in_place:
+                    write_json(kept, {"row": row, "notes": said})
+            else:
+                row, said = read_json(kept).values()
+            rows.append(row)
+            notes += said
         except InputError as error:
             faults.append(error)
     rows.sort(key=lambda row: (row["split"] == "test", row["name"]))  # whatever the release's order
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    faults += [InputError(f"no image in {split}") for split in SPLITS if split not in set(table["split"])]
+    needed = SPLITS if dataset.annotated else ()
+    faults += [InputError(f"no image in {name}") for name in needed if name not in set(table["split"])]
     leaks = [error for column in ("name", "group", "pixels_sha256") for error in _leaks(table, column)]
     errors = leaks if allow_partial and rows else leaks + faults
     if errors:
@@ -166,38 +190,62 @@ def _build(
     return table, notes + [" ".join(str(error).split()) for error in faults]
 
 
+def reduce(pixels: Pixels, longest: int | None) -> Pixels:
+    """Pixels whose longer side is at most `longest`: the image by area means, planes by majority or nearest."""
+    height, width = pixels.image.shape[:2]
+    if not longest or max(height, width) <= longest:
+        return pixels
+    size = tuple(max(1, round(n * longest / max(height, width))) for n in (width, height))
+
+    def shrink(plane: np.ndarray | None, how: Image.Resampling) -> np.ndarray | None:
+        return None if plane is None else np.array(Image.fromarray(plane).resize(size, how))
+
+    mask = None if pixels.mask is None else shrink(pixels.mask * np.uint8(255), Image.Resampling.BOX) > 127
+    labels, classes = (shrink(plane, Image.Resampling.NEAREST) for plane in (pixels.labels, pixels.classes))
+    return Pixels(shrink(pixels.image, Image.Resampling.BOX), mask, labels, pixels.notes, classes)
+
+
+def _stage(staging: Path, provenance: dict) -> Path:
+    """The folder in which the tree is built; what lies there is kept where it is of the same files and code."""
+    path = staging / _ROWS / "provenance.json"
+    if not path.exists() or read_json(path) != provenance:
+        _drop(staging)
+        write_json(path, provenance)
+    return staging
+
+
 def _write(folder: Path, record: Record, pixels: Pixels) -> dict[str, Path]:
     """Write one record into the tree; its files."""
-    planes = {"img": pixels.image, "mask": pixels.mask}
+    planes = {"image": pixels.image, "mask": pixels.mask, "inst": None, "classes": pixels.classes}
     if pixels.labels is not None:
         labels = relabel_sequential(pixels.labels)[0]
         if labels.max() > np.iinfo(np.uint16).max:
             mend = "cut the image into tiles"
             raise InputError("more than 65,535 instances", path=record.files["image"], mend=mend)
         planes["inst"] = labels.astype(np.uint16)
-    paths = {kind: folder / record.split / kind / f"{record.name}.png" for kind in planes}
+    planes = {kind: plane for kind, plane in planes.items() if plane is not None}
+    folders = {"image": "img"}
+    paths = {kind: folder / record.split / folders.get(kind, kind) / f"{record.name}.png" for kind in planes}
     for kind, plane in planes.items():
         write_image(paths[kind], plane)
-    return {"image": paths.pop("img"), **paths}
+    return paths
 
 
 def _row(folder: Path, record: Record, pixels: Pixels, files: dict[str, Path]) -> dict:
     """One row of the manifest."""
-    files = {"mask": files.get("inst"), **files}
-    paths = {kind: files[kind].relative_to(folder).as_posix() for kind in files if kind != "annotation"}
-    if pixels.labels is None:
-        objects = ndimage.label(pixels.mask, np.ones((3, 3)))[1]
-    else:
+    paths = {kind: path for kind, path in files.items() if kind in COLUMNS}
+    if pixels.labels is not None:
         objects = np.count_nonzero(np.unique(pixels.labels))
+        paths.setdefault("mask", paths.get("inst"))
+    else:
+        objects = 0 if pixels.mask is None else ndimage.label(pixels.mask, np.ones((3, 3)))[1]
     return {
         **{column: getattr(record, column) for column in ("name", "split", "group", "organ")},
-        "inst": "",
-        **paths,
+        **{kind: paths[kind].relative_to(folder).as_posix() if kind in paths else "" for kind in KINDS},
         "height": pixels.image.shape[0],
         "width": pixels.image.shape[1],
-        "objects": objects,
-        "image_sha256": sha256_file(files["image"]),
-        "mask_sha256": sha256_file(files["mask"]),
+        "objects": int(objects),
+        **{f"{kind}_sha256": sha256_file(paths[kind]) if kind in paths else "" for kind in KINDS},
         "pixels_sha256": sha256_array(pixels.image),
     }
 
@@ -219,7 +267,7 @@ def _describe(
         "name": dataset.name,
         "kind": "sample" if sample else "real",
         "source": "csamnet samples" if sample else dataset.source,
-        "licence": "MIT" if sample else dataset.licence,
+        "licence": "CC0 1.0: painted, not real" if sample else dataset.licence,
         "mpp": dataset.mpp,
         "counts": {split: int((table["split"] == split).sum()) for split in SPLITS},
         "objects": {split: int(table.loc[table["split"] == split, "objects"].sum()) for split in SPLITS},
@@ -227,19 +275,26 @@ def _describe(
         "notes": notes,
         "provenance": provenance,
     }
+    if dataset.reader == "tree":
+        content["own"] = {"modality": dataset.modality, "mpp": dataset.mpp}
     write_json(folder / "dataset.json", content)
 
 
-def _provenance(release: Release, allow_partial: bool) -> dict:
-    """What the tree depends on: the files read, what was said about them, and the code."""
-    read = []
-    for record in release.records:
-        hashes = [(kind, sha256_file(path)) for kind, path in record.files.items()]
-        read.append((record.name, record.split, hashes))
+def _provenance(dataset: Dataset, release: Release, allow_partial: bool) -> dict:
+    """What the tree depends on: the files read, what was said about them, the table's entry and the code."""
+    paths = {path for record in release.records for path in record.files.values()}
+    digest = {path: sha256_file(path) for path in paths}
+    read = [
+        (r.name, r.split, r.group, [(kind, digest[path]) for kind, path in r.files.items()]) for r in release.records
+    ]
     said = [str(line) for line in (*release.problems, *release.notes)]
-    code = [sha256_file(path) for path in (datasets.__file__, images.__file__, readers.__file__, __file__)]
-    digests = [hashlib.sha256(repr(part).encode()).hexdigest() for part in ((read, said), code)]
-    return {"source_sha256": digests[0], "code_sha256": digests[1], "allow_partial": allow_partial}
+    files = {inspect.getfile(part) for part in (images, common, READERS[dataset.reader])} | {__file__}
+    code = [repr(dataset), *(sha256_file(path) for path in sorted(files) if Path(path).is_file())]
+    return {
+        "source_sha256": _hash(repr((read, said))),
+        "code_sha256": _hash(repr(code)),
+        "allow_partial": allow_partial,
+    }
 
 
 def _is_current(target: Path, provenance: dict) -> bool:

@@ -26,6 +26,9 @@ CODE = {
 }
 """The files whose change makes a training, or an evaluation, stale."""
 
+SEEN = "images.json"
+"""In a run folder: what it was trained on and selected on, split -> hash of an image's pixels -> its name."""
+
 LIBRARIES = ("torch", "lightning-fabric", "numpy", "scipy", "scikit-image", "safetensors")
 
 
@@ -99,8 +102,20 @@ def read_config(folder: Path | str) -> RunConfig:
     return make_config(**read_run(folder)["config"])
 
 
+def measured_in(folder: Path | str, dataset: str | None, split: str) -> Path:
+    """Where an evaluation lies: `test`, or on another data set than the run's own `Kumar-test`."""
+    own = dataset in (None, read_run(folder)["config"]["dataset"])
+    return Path(folder) / (split if own else f"{dataset}-{split}")
+
+
+def read_seen(folder: Path | str) -> dict[str, dict[str, str]] | None:
+    """The images that a run was trained and selected on (see SEEN); None for a run from before they were kept."""
+    path = Path(folder) / SEEN
+    return read_json(path) if path.exists() else None
+
+
 def read_summary(folder: Path | str, split: str = "test") -> dict | None:
-    """`summary.json` of an evaluation, or None where there is none."""
+    """`summary.json` of an evaluation, or None where there is none; `split` is as `measured_in` names it."""
     path = Path(folder) / split / "summary.json"
     return read_json(path) if path.exists() else None
 

@@ -17,27 +17,17 @@ KINDS = {"real": "measured on real data", "sample": "sample data"}
 
 TITLES = {
     "miou": "mIoU",
-    "iou": "IoU of nuclei",
+    "iou": "IoU of foreground",
     "iou_background": "IoU of background",
     "dice": "Dice",
-    "precision": "precision",
-    "recall": "recall",
-    "accuracy": "accuracy",
-    "ap": "AP",
-    "auc": "AUC",
-    "hd95": "HD95",
-    "aji": "AJI",
-    "dq": "DQ",
-    "sq": "SQ",
-    "pq": "PQ",
+    **{key: key for key in ("precision", "recall", "accuracy")},
+    **{key: key.upper() for key in ("ap", "auc", "hd95", "aji", "dq", "sq", "pq")},
 }
+TARGET = ("nucleus", "nuclei")
+"""What is segmented: one, many."""
+
 HEADLINE = ("miou", "dice", "ap", "auc")
-PERCENT = (
-    "miou",
-    "iou",
-    "iou_background",
-    "accuracy",
-)  # the paper prints mIoU so; other scores are fractions
+PERCENT = ("miou", "iou", "iou_background", "accuracy")  # the paper prints mIoU so; other scores are fractions
 
 
 def show(key: str, value: float | None, sign: str = "") -> str:
@@ -45,8 +35,9 @@ def show(key: str, value: float | None, sign: str = "") -> str:
     if value is None or value != value:
         return "undefined"
     if key in PERCENT:
-        return f"{100 * value:{sign}.2f} %"
-    text = f"{value:{sign}.1f} px" if key == "hd95" else f"{value:{sign}.4f}"
+        text = f"{100 * value:{sign}.2f} %"
+    else:
+        text = f"{value:{sign}.1f} px" if key == "hd95" else f"{value:{sign}.4f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -61,23 +52,25 @@ def difference(key: str, ours: float | None, paper: float | None) -> str:
     """Ours less the paper's, with its sign; empty where either is missing."""
     if ours is None or paper is None:
         return ""
-    return show(key, ours - paper, "+").replace(" %", " points").replace("-", "\N{MINUS SIGN}")
+    return show(key, ours - paper, "+").replace(" %", " points")
 
 
 def published(dataset: str, folder: Path = PUBLISHED) -> pd.DataFrame:
-    """What the paper prints on a data set: model, ap, auc, miou (as a fraction), origin; empty if nothing."""
+    """What the paper prints on a data set: model, ap, auc, miou (as a fraction), origin; empty if nothing.
+
+    Models are called as ours: what the paper calls CSAMNet is size S.
+    """
     path = Path(folder) / f"{dataset.lower()}.csv"
     if not path.exists():
         return pd.DataFrame(columns=["model", "ap", "auc", "miou", "origin"])
-    table = pd.read_csv(path)
+    table = pd.read_csv(path).replace({"model": {"CSAMNet": "CSAMNet-S"}})
     return table.assign(miou=table["miou_percent"] / 100)[["model", "ap", "auc", "miou", "origin"]]
 
 
 def paper_scores(dataset: str, model: str) -> dict[str, float]:
-    """The paper's measures of one of our models, those that it gives; size S is what it calls CSAMNet."""
-    table = published(dataset)
-    rows = table[table["model"] == ("CSAMNet" if model == "CSAMNet-S" else model)]
-    return {} if rows.empty else rows.iloc[0][["miou", "ap", "auc"]].dropna().to_dict()
+    """The paper's measures of one of our models, those that it gives."""
+    rows = published(dataset).set_index("model")[["miou", "ap", "auc"]]
+    return rows.loc[model].dropna().to_dict() if model in rows.index else {}
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]], right: str = "") -> str:
@@ -92,60 +85,47 @@ def measures(summary: dict, model: str) -> str:
     """Every measure of an evaluation, pooled and as mean over images; for real data beside the paper's."""
     data = summary["data"]
     paper = paper_scores(data["name"], model) if data["kind"] == "real" else {}
-    head = ["measure", "pooled", "mean over images", *(["paper", "difference"] if paper else [])]
-    rows = []
+    head, rows = ["measure", "pooled", "mean over images"], []
     for key, title in TITLES.items():
-        pooled, row = summary["pooled"][key], [title, show(key, summary["pooled"][key])]
-        row.append(show(key, summary["mean"][key]))
+        pooled = summary["pooled"][key]
+        rows.append([title, show(key, pooled), show(key, summary["mean"][key])])
         if paper:
-            known = paper.get(key)
-            row += ["" if known is None else show(key, known), difference(key, pooled, known)]
-        rows.append(row)
-    return markdown(head, rows, "pooled,mean over images,paper,difference")
-
-
-def measured(dataset: str, split: str = "test", results: Path | str | None = None) -> dict[tuple, list[dict]]:
-    """Summaries of the finished runs on a data set, one a seed, by (model, profile, kind of data)."""
-    groups: dict[tuple, list[dict]] = {}
-    for folder in find_runs(results or RESULTS, dataset=dataset):
-        config, summary = read_config(folder), read_summary(folder, split)
-        if summary:
-            groups.setdefault((config.model, config.profile, summary["data"]["kind"]), []).append(summary)
-    return groups
+            rows[-1] += [show(key, paper[key]) if key in paper else "", difference(key, pooled, paper.get(key))]
+    return markdown(head + ["paper", "difference"] * bool(paper), rows, "pooled,mean over images,paper,difference")
 
 
 def place(hardware: dict) -> str:
     """The device in a few words."""
-    on_cpu = hardware["device"] == "cpu"
     threads = f"{hardware['threads']} thread{'s' * (hardware['threads'] > 1)}"
-    return f"{hardware['processor']}, {threads}" if on_cpu else hardware["device"]
+    return f"{hardware['processor']}, {threads}" if hardware["device"] == "cpu" else hardware["device"]
 
 
 def against_paper(dataset: str, split: str = "test", results: Path | str | None = None) -> str:
     """The paper's scores beside ours on real data, pooled: mean and sd over seeds; or that it was not run."""
-    runs = {key: found for key, found in measured(dataset, split, results).items() if key[2] == "real"}
-    models = {name: None for name in published(dataset)["model"] if name.startswith("CSAMNet")}
-    names = dict.fromkeys(["CSAMNet-S" if name == "CSAMNet" else name for name in models])
+    runs: dict[str, dict[str, list[dict]]] = {name: {} for name in published(dataset)["model"] if "CSAMNet" in name}
+    for folder in find_runs(results or RESULTS, dataset=dataset):
+        config, summary = read_config(folder), read_summary(folder, split)
+        if summary and summary["data"]["kind"] == "real":
+            runs.setdefault(config.model, {}).setdefault(config.profile, []).append(summary)
     rows = []
-    for model in names | {key[0]: None for key in runs}:
+    for model, profiles in runs.items():
         paper = paper_scores(dataset, model)
-        ours = {key[1]: found for key, found in runs.items() if key[0] == model}
-        rows += [row for profile, found in ours.items() for row in _rows(model, profile, found, paper)]
-        if not ours:
+        rows += [row for profile, found in profiles.items() for row in _rows(f"{model}, {profile}", found, paper)]
+        if not profiles:
             rows += [[model, TITLES[k], show(k, v), "", "", "", "*not run*", ""] for k, v in paper.items()]
     head = ["network, profile", "measure", "paper", "ours", "difference", "seeds", "status", "hardware"]
     return markdown(head, rows, "paper,ours,difference,seeds")
 
 
-def _rows(model: str, profile: str, found: list[dict], paper: dict) -> list[list[str]]:
-    where = "; ".join(dict.fromkeys(place(summary["hardware"]) for summary in found))
-    rows = []
+def _rows(name: str, found: list[dict], paper: dict) -> list[list[str]]:
+    """A row a headline measure of the runs `found`, one a seed."""
+    where, rows = "; ".join(dict.fromkeys(place(summary["hardware"]) for summary in found)), []
     for key in HEADLINE:
         values = [summary["pooled"][key] for summary in found]
-        gap = "" if None in values or key not in paper else difference(key, mean(values), paper[key])
+        gap = "" if None in values else difference(key, mean(values), paper.get(key))
         printed = show(key, paper[key]) if key in paper else ""
-        row = [f"{model}, {profile}", TITLES[key], printed, show_seeds(key, values), gap]
-        rows.append([*row, str(len(found)), KINDS["real"], where])
+        ours = [show_seeds(key, values), gap, str(len(found)), KINDS["real"], where]
+        rows.append([name, TITLES[key], printed, *ours])
     return rows
 
 
@@ -157,19 +137,19 @@ def source(card: dict, what: str = "") -> str:
     return " · ".join(part for part in (card["name"], what, KINDS[card["kind"]]) if part)
 
 
-def about(card: dict) -> str:
+def about(card: dict, target: tuple[str, str] = TARGET) -> str:
     """What a page's data are, from dataset.json, in Markdown."""
     counts, objects = card["counts"], sum(card["objects"].values())
     images = f"{counts['train']} training, {counts['val']} validation and {counts['test']} test images"
+    found = f"{images} with {objects:,} {target[1]}" if objects else f"{sum(counts.values())} images without annotation"
     if card["kind"] == "sample":
         return (
-            f"**Sample data.** {images} with {objects:,} nuclei, painted by this project in the layout of "
-            f"{card['name']}, so that everything here can run anywhere. It is not tissue: the numbers show "
-            "that the path works, and say nothing of the paper."
+            f"**Sample data.** {found}, painted by this project in the layout of {card['name']}, so that everything "
+            "here can run anywhere. No patient is behind them: the numbers show that the path works, and say nothing "
+            "of the paper."
         )
     notes = "; ".join(card["notes"]).capitalize()
-    place = f"source: {card['source']}, licence {card['licence']}"
-    return f"**Measured on real data.** {images} with {objects:,} nuclei; {place}. {notes}."
+    return f"**Measured on real data.** {found}; source: {card['source']}, licence {card['licence']}. {notes}."
 
 
 def state(runs: list[Path]) -> str:
@@ -187,8 +167,7 @@ def comparable(summary: dict, model: str) -> str:
     """Whether the measures of a page can be put beside the paper's, in Markdown."""
     if summary["data"]["kind"] == "sample":
         return (
-            "**Nothing here can be compared with the paper**: look-alike images are neither as hard nor as "
-            "many as real ones."
+            "**Nothing here can be compared with the paper**: look-alikes are neither as hard nor as many as real ones."
         )
     if not paper_scores(summary["data"]["name"], model):
         return f"The paper gives no measures of {model} on this data set."
@@ -204,31 +183,33 @@ def recipe(config: RunConfig) -> str:
     )
 
 
-def takeaways(summary: dict, table: pd.DataFrame) -> str:
+def takeaways(summary: dict, table: pd.DataFrame, target: tuple[str, str] = TARGET) -> str:
     """What an evaluation says, as a Markdown list; `table` is its per_image.csv."""
-    pooled, ranked = summary["pooled"], table.sort_values("dice")
-    worst, best = ranked.iloc[0], ranked.iloc[-1]
+    (one, many), pooled = target, summary["pooled"]
     scores = ", ".join(f"{TITLES[key]} {show(key, pooled[key])}" for key in ("miou", "dice", "ap"))
-    lines = [
-        f"Pooled over {summary['n']} test images: {scores}.",
-        f"The images differ: Dice is {show('dice', worst['dice'])} on the worst ({worst['organ']}) and "
-        f"{show('dice', best['dice'])} on the best ({best['organ']}).",
-    ]
+    lines = [f"Pooled over {summary['n']} test images: {scores}."]
+    ranked = table.dropna(subset="dice").sort_values("dice")
+    if len(ranked):
+        worst, best = ranked.iloc[0], ranked.iloc[-1]
+        lines.append(
+            f"The images differ: Dice is {show('dice', worst['dice'])} on the worst ({worst['organ']}) and "
+            f"{show('dice', best['dice'])} on the best ({best['organ']})."
+        )
     if pooled["precision"] is None or pooled["recall"] is None:
-        lines.append("There is no pixel that is called nucleus, or none that is one.")
+        lines.append(f"There is no pixel that is called {one}, or none that is one.")
     else:
         missed, false = 1 - pooled["recall"], 1 - pooled["precision"]
         more = "misses more than it makes up" if missed > false else "makes up more than it misses"
         more = "misses about as much as it makes up" if abs(missed - false) < 0.01 else more
         lines.append(
-            f"The network {more}: {100 * missed:.1f} % of the nucleus pixels are missed, and "
-            f"{100 * false:.1f} % of what it calls nucleus is none."
+            f"The network {more}: {100 * missed:.1f} % of the {one} pixels are missed, and {100 * false:.1f} % of "
+            f"what it calls {one} is none."
         )
     if pooled["dq"] is not None and pooled["sq"] is not None:
-        finding = "finding each nucleus and keeping neighbours apart"
+        finding = f"finding each {one} and keeping neighbours apart"
         weak = finding if pooled["dq"] < pooled["sq"] else "drawing the outlines"
         quality = f"DQ is {show('dq', pooled['dq'])} and SQ {show('sq', pooled['sq'])}"
-        lines.append(f"On whole nuclei, {quality}: the weaker part is {weak}.")
+        lines.append(f"On whole {many}, {quality}: the weaker part is {weak}.")
     if summary["data"]["kind"] == "sample":
         lines.append("All of this is on sample data: it shows what a page tells, not how good the network is.")
     return "\n".join(f"- {line}" for line in lines)
@@ -236,7 +217,7 @@ def takeaways(summary: dict, table: pd.DataFrame) -> str:
 
 def provenance(run: dict, summary: dict) -> str:
     """Where a page's numbers come from: data, code, hardware, time and versions, as a Markdown table."""
-    speed = f"{run['images_per_s']:g} crops a second"
+    speed, words = f"{run['images_per_s']:g} crops a second", {"True": "yes", "False": "no"}
     rows = {
         "data": f"{run['data']['name']}, {KINDS[run['data']['kind']]}",
         "manifest, sha256": f"`{run['data']['manifest_sha256'][:16]}…`",
@@ -248,14 +229,10 @@ def provenance(run: dict, summary: dict) -> str:
         "parameters": f"{run['parameters']:,}",
         "epoch kept": f"{run['best_epoch']} of {run['config']['epochs']}, by validation mIoU",
         "evaluated on": place(summary["hardware"]),
-        "evaluation": ", ".join(f"{key} {_word(value)}" for key, value in summary["settings"].items()),
+        "evaluation": ", ".join(f"{key} {words.get(str(value), value)}" for key, value in summary["settings"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in run["libraries"].items()),
     }
     return markdown(["what", "this run"], [[f"**{key}**", value] for key, value in rows.items()])
-
-
-def _word(value) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def duration(seconds: float) -> str:

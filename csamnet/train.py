@@ -32,6 +32,7 @@ from csamnet.losses import segmentation_loss
 from csamnet.model import CSAMNet, save_weights
 from csamnet.results import (
     RESULTS,
+    SEEN,
     code_sha256,
     data_card,
     fingerprint,
@@ -66,8 +67,9 @@ def train(
     if is_done(folder, fresh):
         return folder
     fabric = launch(config, device, devices, nodes)
-    atlas = Atlas(load_split(root, config.dataset, "train"), fabric.device, cache=folder)
-    held_out = load_split(root, config.dataset, "val")[fabric.global_rank :: fabric.world_size]
+    samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
+    atlas = Atlas(samples["train"], fabric.device, cache=folder)
+    held_out = samples["val"][fabric.global_rank :: fabric.world_size]
 
     torch.manual_seed(config.seed)
     network = convert_conv2d_weight_memory_format(build_model(config), torch.channels_last)
@@ -77,6 +79,7 @@ def train(
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", fresh, network, ema, optimizer)
     history = checkpoint.load()
     if fabric.is_global_zero:
+        write_json(folder / SEEN, {split: {s.pixels_sha256: s.name for s in of} for split, of in samples.items()})
         write_run(folder, config, card, fresh, fabric, history, network, status="training")
 
     tick = on_step if fabric.is_global_zero else None

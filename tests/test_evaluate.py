@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import tiny
 import torch
 from sklearn.metrics import average_precision_score, jaccard_score
+from tiny import lay
 from torch import nn
 
 from csamnet.data import load_split, to_input
@@ -29,8 +31,11 @@ from csamnet.evaluate import (
     validation_scores,
 )
 from csamnet.files import InputError, read_json, sha256_file, write_json
+from csamnet.manifest import read_manifest
 from csamnet.metrics import COLUMNS, METRICS
 from csamnet.model import CSAMNet
+from csamnet.prepare import prepare
+from csamnet.results import read_summary
 
 
 class Constant(nn.Module):
@@ -176,7 +181,7 @@ def test_runs_that_cannot_be_evaluated(run, tree, tmp_path):
     (copy / "weights.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
         evaluate(copy, tree, device="cpu")
-    assert {path.name for path in copy.iterdir()} == {"run.json", "history.csv"}
+    assert {path.name for path in copy.iterdir()} == {"run.json", "history.csv", "images.json"}
 
 
 def test_device_and_precision(monkeypatch):
@@ -215,3 +220,54 @@ def test_better_beats_worse(tree):
     assert good["val_miou"] > 0.9
     assert bad["val_miou"] < 0.2
     assert good["val_ap"] > 0.95 > 0.5 > bad["val_ap"]
+
+
+@pytest.fixture(scope="module")
+def kumar(tmp_path_factory) -> Path:
+    """A root with Kumar in it: two test images, one of the run's training images and one that is new."""
+    folder = tmp_path_factory.mktemp("kumar")
+    release = lay(folder / "release", {"train": 4, "val": 2, "test": 2})
+    for place in ("img", "inst"):
+        shutil.move(release / "train" / place / "train0.png", release / "test" / place / "train0.png")
+        (release / "test" / place / "test1.png").unlink()
+    prepare("Kumar", release, folder / "prepared")
+    return folder / "prepared"
+
+
+def test_images_that_a_run_has_learned_from_are_refused(run, tree, kumar, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    with pytest.raises(InputError, match=r"has learned from(?s:.*)1 of 2: train0(?s:.*)--force"):
+        evaluate(copy, kumar, dataset="Kumar", device="cpu")
+    with pytest.raises(InputError, match=r"4 of 4: train0"):
+        evaluate(copy, tree, split="train", device="cpu")
+    assert not (copy / "Kumar-test").exists()
+    forced = evaluate(copy, kumar, dataset="Kumar", force=True, device="cpu")
+    assert forced == copy / "Kumar-test"
+    assert read_summary(copy, "Kumar-test")["seen"] == 1
+    assert read_summary(copy, "Kumar-test")["data"]["name"] == "Kumar"
+    assert read_json(evaluate(copy, tree, split="val", device="cpu") / "summary.json")["seen"] == 0, "its own"
+    with pytest.raises(InputError, match="2 of 2: val0"):
+        evaluate(copy, kumar, dataset="Kumar", split="val", device="cpu")
+    (copy / "images.json").unlink()
+    with pytest.raises(InputError, match="2 of 2"):
+        evaluate(copy, kumar, dataset="Kumar", device="cpu")
+
+
+def test_subsets_are_measured_apart(run, kumar, tmp_path, monkeypatch):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    table = read_manifest(kumar / "Kumar")
+    parts = {"known": ("a",), "new": ("b",), "none": ("c",)}
+    monkeypatch.setattr("csamnet.evaluate.get_subsets", lambda name: parts)
+    samples = [replace(s, organ="ab"[i]) for i, s in enumerate(load_split(kumar, "Kumar", "test"))]
+    monkeypatch.setattr("csamnet.evaluate.load_split", lambda *_: samples)
+    summary = read_json(evaluate(copy, kumar, dataset="Kumar", force=True, device="cpu") / "summary.json")
+    assert len(table) == 7
+    assert set(summary["subsets"]) == {"known", "new"}
+    rows = pd.read_csv(copy / "Kumar-test" / "per_image.csv").set_index("organ")
+    for name, organ in (("known", "a"), ("new", "b")):
+        part = summary["subsets"][name]
+        assert part["n"] == 1
+        for key in ("miou", "ap", "auc", "pq"):
+            assert part["pooled"][key] == pytest.approx(rows.loc[organ, key], abs=1e-4)
+    whole, parts = summary["pooled"]["miou"], [summary["subsets"][key]["pooled"]["miou"] for key in ("known", "new")]
+    assert min(parts) < whole < max(parts)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import rc_context
 from matplotlib.text import Text
 from PIL import Image
 from skimage.draw import disk
@@ -19,7 +20,7 @@ from csamnet import figures, tables
 from csamnet.metrics import curves, image_metrics, score_histogram
 
 SAMPLE, REAL = "MoNuSeg · test · sample data", "MoNuSeg · test · measured on real data"
-SIZE = 96
+SIZE, LESION = 96, ("lesion", "lesions")
 
 
 def scene(seed: int, organ: str, shift: int) -> figures.View:
@@ -77,36 +78,31 @@ def history(best: int = 3, epochs: int = 5) -> pd.DataFrame:
     return pd.DataFrame({"epoch": epoch, "drop_rate": epoch / 50} | falling | scores)
 
 
-def objects() -> pd.DataFrame:
-    """Six areas, ten nuclei each; of the smallest none is found, of the next 2 in 10, and so on."""
-    areas = np.repeat([10, 20, 30, 40, 50, 60], 10)
-    found = np.concatenate([np.arange(10) < 2 * k for k in range(6)])
-    return pd.DataFrame({"area": areas, "found": found, "split": "test"})
-
-
 @pytest.fixture(scope="module")
 def draw(views, per_image, curve, samples):
     """Every figure by its name, drawn anew at each call."""
     pooled, ours = {"miou": 0.7, "ap": 0.8, "auc": 0.9, "pq": 0.5}, {"miou": [0.78, 0.8], "ap": [0.9, 0.91]}
-    stain = pd.DataFrame({"split": ["train", "val", "test"], "inside": [3, 2, 1], "outside": [1, 1, 0.5]})
+    objects = pd.DataFrame({"split": ["train", "test", "test"], "area": [30, 10, 20]})
+    contrast = pd.DataFrame({"split": ["train", "val", "test"], "inside": [3, 2, 1], "outside": [1, 1, 0.5]})
     paper = {"ap": 0.9111, "auc": 0.9715}
     return {
         "image_sheet": lambda: figures.image_sheet(samples, SAMPLE),
-        "object_statistics": lambda: figures.object_statistics(objects(), stain, SAMPLE, "µm"),
+        "object_statistics": lambda: figures.object_statistics(objects, contrast, SAMPLE, "µm"),
+        "other_words": lambda: figures.object_statistics(objects, contrast, SAMPLE, "px", "grey value", LESION),
         "history": lambda: figures.history(history(), SAMPLE),
         "pr_roc": lambda: figures.pr_roc([curve, curve], [pooled, pooled], REAL, paper=paper),
         "over_thresholds": lambda: figures.over_thresholds(curve, SAMPLE),
         "paper_against_ours": lambda: figures.paper_against_ours(tables.published("MoNuSeg"), ours, "CSAMNet-S", REAL),
         "per_image": lambda: figures.per_image(per_image, SAMPLE, pooled),
-        "balance": lambda: figures.balance(per_image, SAMPLE),
-        "found_by_size": lambda: figures.found_by_size(objects(), SAMPLE, "µm"),
+        "kinds_of_error": lambda: figures.per_image(per_image, SAMPLE, pooled, ("precision", "recall", "dq", "sq")),
         "best_and_worst": lambda: figures.best_and_worst(views, SAMPLE),
         "worst_places": lambda: figures.worst_places(views, SAMPLE, side=32),
+        "predictions": lambda: figures.predictions(views, SAMPLE, LESION),
     }
 
 
 NAMES = ("image_sheet", "object_statistics", "history", "pr_roc", "over_thresholds", "paper_against_ours")
-NAMES += ("per_image", "balance", "found_by_size", "best_and_worst", "worst_places")
+NAMES += ("per_image", "kinds_of_error", "best_and_worst", "worst_places", "predictions", "other_words")
 
 
 def words(figure) -> str:
@@ -129,6 +125,30 @@ def test_a_figure_says_what_data_it_shows_and_repeats(draw, name, tmp_path):
     assert "nan" not in words(figure) + alt
 
 
+def test_style_does_not_depend_on_the_users(draw):
+    with rc_context({"font.size": 30, "axes.facecolor": "red"}):
+        other = figures._drawn(draw["history"](), "svg")
+    assert other == figures._drawn(draw["history"](), "svg")
+
+
+def test_figures_name_what_is_segmented(draw):
+    figure = draw["object_statistics"]()
+    assert "area of a nucleus (µm²)" in words(figure)
+    assert "mean haematoxylin" in words(figure)
+    assert "medians in µm²: test 15, train 30;" in figure.get_label()
+    other = draw["other_words"]()
+    assert {"area of a lesion (px²)", "mean grey value", "lesions"} <= set(words(other).split("\n"))
+    assert "nucle" not in words(other) + other.get_label() + draw["predictions"]().get_label()
+
+
+def test_areas_and_contrast_are_drawn_by_hand(draw):
+    areas, contrast = draw["object_statistics"]().axes
+    (steps,) = [line for line in areas.lines if line.get_label() == "test (2)"]
+    assert steps.get_xydata()[1:].tolist() == [[10, 0.5], [20, 1]]
+    inside = [line.get_xydata().tolist() for line in contrast.lines if line.get_markerfacecolor() != "white"]
+    assert sorted(inside) == [[[1, 0]], [[2, 1]], [[3, 2]]]  # lowest mean first
+
+
 def test_history_marks_the_epoch_that_was_kept(draw):
     figure = draw["history"]()
     assert "kept: epoch 3, mIoU 80.00 %" in words(figure)
@@ -142,9 +162,9 @@ def test_the_papers_scores_are_written_and_never_drawn(draw, curve):
     assert "AP 0.8000 (mean of 2 seeds)\npaper, as printed: 0.9111" in text
     assert "AUC 0.9000 (mean of 2 seeds)\npaper, as printed: 0.9715" in text
     pr, roc = figure.axes
-    assert len(pr.lines) == 5 + 2 * 2  # lines of equal Dice; for each run a curve and a dot
+    assert len(pr.lines) == 2 * 2  # for each run a curve and a dot
     assert len(roc.lines) == 1 + 2 * 2
-    drawn = pr.lines[5].get_xydata()
+    drawn = pr.lines[0].get_xydata()
     np.testing.assert_array_equal(drawn, curve[["recall", "precision"]])
     alone = figures.pr_roc([curve], [{"ap": None, "auc": 0.9}], SAMPLE)
     assert "paper" not in words(alone)
@@ -154,8 +174,10 @@ def test_the_papers_scores_are_written_and_never_drawn(draw, curve):
 def test_lines_of_equal_dice_have_it():
     curve = pd.DataFrame({"threshold": [0.5], "precision": [1.0], "recall": [1.0], "fpr": [0.0]})
     figure = figures.pr_roc([curve], [{"ap": 1.0, "auc": 1.0}], SAMPLE)
-    recall, precision = figure.axes[0].lines[2].get_data()
-    np.testing.assert_allclose(2 * precision * recall / (precision + recall), 0.7)
+    (equal,) = figure.axes[0].collections
+    for level, path in zip(figures.LEVELS, equal.get_paths(), strict=True):
+        recall, precision = path.vertices.T
+        np.testing.assert_allclose(2 * precision * recall / (precision + recall), level, atol=1e-3)
 
 
 def test_the_best_threshold_is_that_of_the_highest_dice():
@@ -172,27 +194,10 @@ def test_ours_stands_on_the_papers_line_of_the_same_network(draw):
     assert "ours, CSAMNet-S, 2 seeds" in words(figure)
     rows = [label.get_text() for label in miou.get_yticklabels()]
     (ticks,) = [line for line in ap.lines if list(line.get_xdata()) == [0.9, 0.91]]
-    assert [rows[int(y)] for y in ticks.get_ydata()] == ["CSAMNet", "CSAMNet"]
+    assert [rows[int(y)] for y in ticks.get_ydata()] == ["CSAMNet-S", "CSAMNet-S"]
     filled, hollow = miou.lines[:2]
     assert "UNet" in {rows[int(y)] for y in filled.get_ydata()}
     assert {"SegNet", "CSAMNet-L"} <= {rows[int(y)] for y in hollow.get_ydata()}
-
-
-def test_shares_found_by_size(draw):
-    ax = draw["found_by_size"]().axes[0]
-    (dots,) = [line for line in ax.lines if line.get_marker() == "o"]
-    np.testing.assert_allclose(dots.get_xydata(), [[10, 0], [20, 0.2], [30, 0.4], [40, 0.6], [50, 0.8], [60, 1]])
-    assert "found: 50 % of 60 nuclei" in words(ax.figure)
-    low, high = ax.collections[0].get_segments()[1][:, 1]  # 2 of 10, after Wilson
-    assert (low, high) == pytest.approx((0.0567, 0.5098), abs=1e-4)
-
-
-def test_balance_has_the_worst_images_on_top(draw, per_image):
-    ax = draw["balance"]().axes[0]
-    labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels[-1].startswith(per_image.sort_values("dice")["organ"].iloc[0])
-    many = pd.concat([per_image] * 20).assign(dice=np.arange(60))
-    assert len(figures.balance(many, SAMPLE).axes[0].get_yticks()) == 30
 
 
 def test_per_image_leaves_out_what_is_not_defined(per_image):
@@ -207,7 +212,8 @@ def test_error_pixels_by_hand(views):
     assert figures.error_pixels(view).tolist() == [[1, 2], [3, 0]]
     overlay = figures.error_overlay(view)
     assert overlay[1, 1].tolist() == [110, 110, 110]
-    missed = 0.1 * 110 + 0.9 * np.array(figures.ERRORS["nucleus, missed"])
+    *colour, cover = figures.ERRORS["missed"]
+    missed = (1 - cover / 255) * 110 + cover / 255 * np.array(colour)
     np.testing.assert_allclose(overlay[0, 1], missed, atol=0.5)
 
 
@@ -225,7 +231,7 @@ def seen_without(kind: str, colours: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["none", "red", "green", "blue", "all"])
 def test_kinds_of_error_differ_for_every_sight(kind):
-    colours = seen_without(kind, np.array([*figures.ERRORS.values()]) / 255)
+    colours = seen_without(kind, np.array([colour[:3] for colour in figures.ERRORS.values()]) / 255)
     distance = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 9 * np.eye(3)
     assert distance.min() > 0.2
 
@@ -236,10 +242,19 @@ def test_the_worst_place_is_found(views):
     probability[60:80, 10:30] = 0.9
     clean = views[0]._replace(truth=truth, probability=np.full((SIZE, SIZE), 0.1, np.float32))
     wrong = views[0]._replace(truth=truth, probability=probability)
-    (view, box), *_ = figures._places([clean, wrong], 2, 32)
+    share, view, box = figures._worst_place(wrong, 32)
     assert view is wrong
-    assert probability[box].sum() > 0.99 * (400 * 0.9 + 624 * 0.1)
+    assert share == pytest.approx(400 / 32**2)
+    assert probability[box].sum() == pytest.approx(400 * 0.9 + 624 * 0.1)
+    titles = [ax.get_title("left") for ax in figures.worst_places([clean, wrong._replace(organ="skin")], SAMPLE).axes]
+    assert titles == ["skin", clean.organ, "", "", "", ""]
     assert figures.worst_places([clean], SAMPLE, side=500).axes  # a window larger than the image
+
+
+def test_images_without_dice_are_neither_best_nor_worst(views):
+    empty = views[0]._replace(name="nothing in it", dice=np.nan)
+    shown = figures.best_and_worst([views[1], empty, views[0], empty], SAMPLE)
+    assert [ax.get_title("left") for ax in shown.axes][1::2] == [views[1].name, views[0].name]
 
 
 def test_display_gives_notebooks_the_text(draw, monkeypatch):
@@ -303,6 +318,7 @@ def test_explorer_frames_show_the_errors_and_say_so(explorer, views):
     assert f'alt="errors of {views[0].name} ({views[0].organ}).' in frame
     outlines = explorer.frame(0, "outlines", 50)
     assert "nuclei found, 9 true." in outlines
+    assert "lesions found, 9 true." in type(explorer)(views, LESION).frame(0, "outlines")
     assert set(np.unique(np.array(picture(outlines)))) == {0, 1, 2}
     assert explorer.frame(0, "probability") != explorer.frame(1, "probability")
 

@@ -123,9 +123,9 @@ class Bomb:
 def test_weights_that_are_not_the_released_network(small, tmp_path):
     path, some = tmp_path / "w.safetensors", "head.classify.weight"
     changed = {
-        "missing head.classify.weight": {key: v for key, v in small.state.items() if key != some},
-        "unknown head.extra": small.state | {"head.extra": torch.zeros(1)},
-        r"head.classify.weight \(3,\) for \(2,": small.state | {some: torch.zeros(3)},
+        'Missing key.* "head.classify.weight"': {key: v for key, v in small.state.items() if key != some},
+        'Unexpected key.* "head.extra"': small.state | {"head.extra": torch.zeros(1)},
+        r"size mismatch for head.classify.weight:.*\[3\].*\[2, 1, 1, 1\]": small.state | {some: torch.zeros(3)},
         "found: 1 other keys": {"x": torch.zeros(1)},
     }
     for message, state in changed.items():
@@ -150,9 +150,9 @@ def test_only_safetensors_are_opened(tmp_path):
 
 
 def test_weights_of_another_width_or_with_other_switches():
-    with pytest.raises(InputError, match=r"of width 8(?s:.*)\(4, 3, 3, 3\) for \(8, 3, 3, 3\)"):
+    with pytest.raises(InputError, match=r"of width 8(?s:.*)\[4, 3, 3, 3\].*\[8, 3, 3, 3\]"):
         load_strictly(network(8), network(4).state_dict())
-    with pytest.raises(InputError, match=r"unknown neck\.aspp(?s:.*)more"):
+    with pytest.raises(InputError, match=r'Unexpected key.* "neck\.aspp.* \.\.\.'):
         load_strictly(network(aspp=False), network().state_dict())
 
 

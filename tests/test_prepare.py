@@ -5,19 +5,25 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from csamnet import prepare as module
-from csamnet.datasets import DATASETS
+from csamnet.data import load_split
+from csamnet.datasets import DATASETS, get_dataset
 from csamnet.files import InputError, read_json, sha256_array, sha256_file
 from csamnet.images import read_image, read_labels, read_mask, write_image
-from csamnet.prepare import COLUMNS, hold_out, prepare, read_manifest, verify
-from csamnet.readers import Record
+from csamnet.manifest import COLUMNS, read_manifest, verify
+from csamnet.prepare import assign_splits, prepare, reduce
+from csamnet.readers import READERS
+from csamnet.readers.common import Pixels, Record, Release
 from csamnet.samples import make_sample
 
+MONUSEG = DATASETS["MoNuSeg"]
 NAMES = {"train": ["a", "b", "c", "d", "e"], "val": ["f"], "test": ["g", "h"]}
 
 
@@ -71,7 +77,7 @@ def test_the_tree_the_manifest_and_the_card(tmp_path):
     assert card["objects"] == {"train": 10, "val": 2, "test": 4}
     assert (card["kind"], card["licence"], card["mpp"]) == ("real", "CC BY-NC-SA 4.0", 0.25)
     assert card["manifest_sha256"] == sha256_file(folder / "manifest.csv")
-    assert card["notes"] == ["validation: as laid out"]
+    assert card["notes"] == ["split: as laid out"]
 
 
 def test_masks_alone_count_connected_parts(tmp_path):
@@ -189,17 +195,17 @@ def held(listed: list[Record]) -> set[str]:
 
 def test_validation_is_cut_by_group():
     dataset = DATASETS["MoNuSeg"]
-    cut, rule = hold_out(dataset, records(*map(str, range(11))) + records("t", split="test"))
+    cut, rule = assign_splits(dataset, records(*map(str, range(11))) + records("t", split="test"))
     splits = {group: {record.split for record in cut if record.group == group} for group in "t0123456789"}
     assert all(len(found) == 1 for found in splits.values())
     assert sum(found == {"val"} for found in splits.values()) == 2  # a fifth of 11
     assert splits["t"] == {"test"}
     assert "a fifth" in rule
-    shuffled, _ = hold_out(dataset, records(*map(str, reversed(range(11)))))
+    shuffled, _ = assign_splits(dataset, records(*map(str, reversed(range(11)))))
     assert held(shuffled) == held(cut)
-    assert len(held(hold_out(dataset, records("a", "b"))[0])) == 1
-    assert not held(hold_out(dataset, records("a"))[0])
-    named, rule = hold_out(dataset, records("TCGA-KB-A93J", "TCGA-A7-A13E"))
+    assert len(held(assign_splits(dataset, records("a", "b"))[0])) == 1
+    assert not held(assign_splits(dataset, records("a"))[0])
+    named, rule = assign_splits(dataset, records("TCGA-KB-A93J", "TCGA-A7-A13E"))
     assert held(named) == {"TCGA-KB-A93J"}
     assert rule == dataset.validation_rule
 
@@ -303,3 +309,108 @@ def test_real_tree(shared, tmp_path, monkeypatch):
     assert set(split["val"]) <= set(table.loc[table["split"] == "val", "name"])
     known = set(split["train"] + split["val"] + split["test"])
     assert known == set(table.loc[table["split"] != "test", "name"])
+
+
+def test_splits_are_drawn_by_group_and_kind_of_case():
+    dataset = replace(DATASETS["PUMA"], drawn=(0.2, 0.2))
+    drawn = [
+        replace(record, organ="benign" if int(record.group) % 3 else "malignant", split=None)
+        for record in records(*map(str, range(60))) + records(*map(str, range(30)))
+    ]
+    given, rule = assign_splits(dataset, drawn)
+    table = pd.DataFrame([(r.group, r.organ, r.split) for r in given], columns=["group", "organ", "split"])
+    assert (table.groupby("group")["split"].nunique() == 1).all()
+    groups = table.drop_duplicates("group")
+    assert groups["split"].value_counts().to_dict() == {"train": 36, "val": 12, "test": 12}
+    share = groups[groups["organ"] == "malignant"]["split"].value_counts()
+    assert share.to_dict() == {"train": 12, "val": 4, "test": 4}
+    assert "20% for validation, 20% for test" in rule
+    again, _ = assign_splits(dataset, drawn[::-1])
+    assert {r.group: r.split for r in again} == dict(zip(table["group"], table["split"], strict=True))
+    few, _ = assign_splits(dataset, [replace(r, split=None) for r in records("a", "b", "c")])
+    assert sorted({r.group: r.split for r in few}.values()) == ["test", "train", "val"]
+
+
+def test_a_data_set_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("csamnet.datasets.DATASETS", dict(DATASETS))
+    source, root = lay(tmp_path / "in"), tmp_path / "root"
+    for wrong, message in (({"modality": "X-ray"}, "ultrasound"), ({"modality": "CT"}, "cannot name")):
+        with pytest.raises(InputError, match=message):
+            prepare("../mine", source, root, own=wrong)
+    with pytest.raises(InputError, match=r"unknown data set 'Mine'(?s:.*)--own MODALITY"):
+        prepare("Mine", source, root)
+    assert not root.exists()
+    folder = prepare("Mine", source, root, own={"modality": "ultrasound", "mpp": 2.0})
+    card = read_json(folder / "dataset.json")
+    assert (card["name"], card["kind"], card["mpp"]) == ("Mine", "real", 2.0)
+    monkeypatch.setattr("csamnet.datasets.DATASETS", dict(DATASETS))
+    entry = get_dataset("Mine", root)
+    assert (entry.modality, entry.recipe) == ("ultrasound", DATASETS["DatasetB"].recipe)
+    assert prepare("Mine", source, root) == folder, "once prepared, it is known there"
+    with pytest.raises(InputError, match="there is no tree of Mine"):
+        prepare("Mine", Path(__file__).parent, root)
+
+
+def test_large_images_are_reduced(tmp_path, monkeypatch):
+    entry = replace(MONUSEG, longest=4)
+    monkeypatch.setitem(DATASETS, "MoNuSeg", entry)
+    folder = prepare("MoNuSeg", lay(tmp_path / "in"), tmp_path / "root")
+    table = read_manifest(folder)
+    assert set(zip(table["height"], table["width"], strict=True)) == {(4, 4)}, "8 x 9, and 3.6 is 4"
+    small, whole = read_image(folder / table["image"][0]), read_image(tmp_path / "in/train/img/a.png")
+    assert small.mean() == pytest.approx(whole.mean(), abs=3), "area means keep the brightness"
+    pixels = Pixels(np.zeros((4, 8, 3), np.uint8), np.eye(4, 8, dtype=bool), np.full((4, 8), 7, np.int32))
+    half = reduce(pixels, 4)
+    assert half.image.shape == (2, 4, 3)
+    assert half.mask.tolist() == [[True, False, False, False], [False, True, False, False]], "half of a block is enough"
+    assert (half.labels == 7).all()
+    assert reduce(pixels, 8) is pixels
+    assert reduce(pixels, None) is pixels
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {name: digest for name, (digest, _) in state(folder).items()}
+
+
+def test_a_preparation_that_was_killed_goes_on(tmp_path, monkeypatch):
+    source, root, loaded = lay(tmp_path / "in"), tmp_path / "root", []
+
+    def stop(records):
+        for count, record in enumerate(records):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield record
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare("MoNuSeg", source, root, progress=stop)
+    assert not (root / "MoNuSeg").exists()
+    load = Record.load
+    monkeypatch.setattr(Record, "load", lambda self: loaded.append(self.name) or load(self))
+    folder = prepare("MoNuSeg", source, root)
+    assert len(loaded) == 8 - 3
+    whole = prepare("MoNuSeg", source, tmp_path / "other")
+    assert contents(folder) == contents(whole)
+    assert [path.name for path in root.iterdir()] == ["MoNuSeg"]
+
+
+def test_images_without_annotation(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_image(tmp_path / "in" / f"{name}.png", np.full((8, 9, 3), ord(name), np.uint8))
+
+    def read(dataset, folders):
+        paths = sorted(folders[0].glob("*.png"))
+        return Release([Record(p.stem, "test", p.stem, "", {"image": p}, plain) for p in paths])
+
+    def plain(image):
+        return Pixels(read_image(image), None)
+
+    monkeypatch.setitem(READERS, "slides", read)
+    folder = prepare("InHouse", tmp_path / "in", tmp_path / "root")
+    table = read_manifest(folder)
+    assert table["mask"].tolist() == ["", ""]
+    assert table["objects"].tolist() == [0, 0]
+    assert len(verify(folder)) == 2
+    (sample, _) = load_split(tmp_path / "root", "InHouse", "test")
+    assert sample.image().shape == (8, 9, 3)
+    with pytest.raises(InputError, match="an image without annotation"):
+        sample.mask()

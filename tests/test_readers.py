@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from csamnet.datasets import DATASETS, get_dataset
 from csamnet.files import InputError, write_json
 from csamnet.images import read_labels, write_image
-from csamnet.readers import rasterise, read_outlines, read_release, unpack
+from csamnet.readers import read_release
+from csamnet.readers.common import rasterise, read_outlines, unpack
 from csamnet.samples import make_sample
 
 MONUSEG = DATASETS["MoNuSeg"]
@@ -285,13 +286,13 @@ def test_sample_release(tmp_path):
 def test_data_set_names():
     for name in ("MoNuSeg", "monuseg", "mo-nu seg"):
         assert get_dataset(name) is MONUSEG
-    with pytest.raises(InputError, match="not yet supported"):
-        get_dataset("puma")
+    assert get_dataset("brain tumor mri") is DATASETS["BrainTumorMRI"]
+    assert get_dataset("Dataset B") is DATASETS["DatasetB"]
     with pytest.raises(InputError, match="did you mean MoNuSeg"):
         get_dataset("MoNuSac")
     with pytest.raises(InputError, match="unknown data set 'zzz'"):
         get_dataset("zzz")
-    assert len(DATASETS) == 9
+    assert len(DATASETS) == 10, "the nine of the paper, and BUSI"
 
 
 def test_the_table_of_monuseg():

@@ -14,9 +14,10 @@ from skimage.color import rgb2hed
 from skimage.draw import polygon
 from skimage.filters import threshold_otsu
 
-from csamnet import samples
 from csamnet.files import InputError, read_json
-from csamnet.samples import LOOKS, ORGANS, STAINS, make_sample, paint
+from csamnet.samples import histology, make_sample
+from csamnet.samples import tissue as samples
+from csamnet.samples.tissue import LOOKS, ORGANS, STAINS, area, paint
 
 SMALL = {"train": 2, "test": 1, "size": 96}
 
@@ -166,7 +167,7 @@ def test_outlines_follow_what_is_drawn():
         nucleus.draw(dye, np.zeros((2, 96, 96)))
         assert overlap(dye[0] > 0.5, draw([nucleus.outline()], 96) > 0) > 0.95
         if not bend:  # an ellipse with half axes r sqrt(2) and r / sqrt(2)
-            assert samples._area(nucleus.outline()) == pytest.approx(np.pi * 13**2, rel=0.01)
+            assert area(nucleus.outline()) == pytest.approx(np.pi * 13**2, rel=0.01)
             span = np.hypot(*(nucleus.outline() - [44.8, 40.3]).T)
             assert span.max() == pytest.approx(13 * 2**0.5)
             assert span.min() == pytest.approx(13 / 2**0.5)
@@ -201,7 +202,7 @@ def test_nothing_half_written(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         write(path, *args, **kwargs)
 
-    monkeypatch.setattr(samples.tifffile, "imwrite", full_disk)
+    monkeypatch.setattr(histology.tifffile, "imwrite", full_disk)
     with pytest.raises(OSError, match="No space"):
         make_sample("MoNuSeg", tmp_path, **SMALL)
     assert not list(tmp_path.iterdir())

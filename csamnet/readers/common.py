@@ -1,11 +1,11 @@
-"""From the files of a release, or of a tree laid out by hand, to records: image, mask, instances, group."""
+"""What all readers share: records of a release, zips, pairs of files by stem, outlines."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +16,9 @@ from defusedxml import ElementTree
 from skimage.draw import polygon
 
 from csamnet.datasets import Dataset
-from csamnet.files import InputError, read_json
+from csamnet.files import InputError
 from csamnet.images import IMAGE_SUFFIXES, read_image, read_labels, read_mask
-from csamnet.samples import ORGANS as SAMPLE_ORGANS
+from csamnet.samples.tissue import ORGANS as SAMPLE_ORGANS
 
 SPLITS = ("train", "val", "test")
 _HIDDEN = (".", "__MACOSX")
@@ -28,9 +28,10 @@ class Pixels(NamedTuple):
     """What a record holds once it is read."""
 
     image: np.ndarray  # (H, W, 3) uint8
-    mask: np.ndarray  # (H, W) bool
-    labels: np.ndarray | None  # (H, W) int32, 0 background; None where only the mask is known
-    notes: list[str]  # what was passed over
+    mask: np.ndarray | None  # (H, W) bool; None where the data set has no annotation
+    labels: np.ndarray | None = None  # (H, W) int32, 0 background; None where only the mask is known
+    notes: Sequence[str] = ()  # what was passed over
+    classes: np.ndarray | None = None  # (H, W) uint8, 0 background, where objects are of several known classes
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,13 @@ class Record:
     split: str | None  # None: the release does not say
     group: str  # what must not be in two splits: the patient, the slide
     organ: str
-    files: dict[str, Path]  # image, and mask, inst or annotation
-    reader: Callable[..., Pixels]  # called with `files`
+    files: dict[str, Path]  # image, and mask, inst or annotation; several records may share a file
+    reader: Callable[..., Pixels]  # called with `files`; a functools.partial where there is more to know
 
     def load(self) -> Pixels:
         """Raises InputError for files that cannot be read and planes that differ in size."""
         pixels = self.reader(**self.files)
-        for kind, plane in (("inst", pixels.labels), ("mask", pixels.mask)):
+        for kind, plane in (("inst", pixels.labels), ("mask", pixels.mask), ("classes", pixels.classes)):
             if plane is not None and plane.shape != pixels.image.shape[:2]:
                 what, found = f"image and {kind} differ in size", "{} x {}".format(*plane.shape)
                 expected = "{} x {} as in {}".format(*pixels.image.shape[:2], self.files["image"])
@@ -81,18 +82,6 @@ class Release:
             organ = SAMPLE_ORGANS.get(name.split("-")[1]) if sample else dataset.organ_of(name)
             self.sample |= sample
             self.records.append(Record(name, split, dataset.group_of(name), organ or "unknown", files, reader))
-
-
-def read_release(dataset: Dataset, folders: list[Path]) -> Release:
-    """The records of a tree {train,val,test}/{img,mask,inst}, or else of the data set's own release."""
-    tree = next((inner for folder in folders if is_tree(inner := innermost(folder))), None)
-    release = read_tree(dataset, tree) if tree else READERS[dataset.reader](dataset, folders)
-    for folder in folders:
-        inner = innermost(folder)
-        card = inner / "dataset.json"
-        marked = any((place / "SAMPLE.json").is_file() for place in (folder.parent, folder, inner))
-        release.sample |= marked or (card.is_file() and read_json(card).get("kind") == "sample")
-    return release
 
 
 def is_tree(folder: Path) -> bool:
@@ -160,54 +149,6 @@ def _load_tree(image: Path, mask: Path | None = None, inst: Path | None = None) 
     return Pixels(read_image(image), read_mask(mask) if mask else labels > 0, labels, [])
 
 
-def read_monuseg(dataset: Dataset, folders: list[Path]) -> Release:
-    """TIFF and Aperio XML paired by stem, in whatever folders.
-
-    A known patient has the challenge's split, any other the one that a folder's name tells. Where there are
-    known patients, others are left out: the archive now served holds 7 training images beyond the 30.
-    """
-    release, images, outlines = Release(), defaultdict(list), defaultdict(list)
-    for folder in folders:
-        for found, suffixes in ((images, (".tif", ".tiff")), (outlines, (".xml",))):
-            for stem, paths in by_stem(folder, *suffixes).items():
-                found[stem] += paths
-    if not images or not outlines:
-        inside = ", ".join(sorted(path.name for path in folders[0].iterdir())[:6]) or "nothing"
-        raise InputError(
-            f"{dataset.name} is not here",
-            path=folders[0],
-            expected="TIFF and XML of the same names in any folders, or {train,val,test}/{img,mask}/*.png",
-            found=f"{len(images)} TIFF, {len(outlines)} XML among {inside}",
-            mend=dataset.how_to_get,
-        )
-    splits = {group: split for split, groups in dataset.release.items() for group in groups}
-    known = {dataset.group_of(stem) for stem in images} & set(splits)
-    for name in sorted(set(images) | set(outlines)):
-        split = splits.get(dataset.group_of(name))
-        if known and split is None:
-            release.notes.append(f"left out, since not of the challenge: {name}")
-        else:
-            split = split or _split_by_folder((images[name] + outlines[name])[0], folders)
-            release.add(dataset, name, split, {"image": images, "annotation": outlines}, _load_monuseg)
-    if known and (absent := sorted(set(splits) - known)):
-        what = f"{len(absent)} of the release's {len(splits)} images are missing"
-        release.problems.append(InputError(what, path=folders[0], found=f"no {', '.join(absent)}"))
-    return release
-
-
-def _split_by_folder(path: Path, folders: list[Path]) -> str | None:
-    """train or test: what the innermost folder says whose name holds one of the two."""
-    top = next(folder for folder in folders if path.is_relative_to(folder))
-    parts = reversed(path.parent.relative_to(top.parent).parts)
-    return next((split for part in parts for split in ("train", "test") if split in part.lower()), None)
-
-
-def _load_monuseg(image: Path, annotation: Path) -> Pixels:
-    pixels = read_image(image)
-    labels, notes = rasterise(read_outlines(annotation), pixels.shape[:2])
-    return Pixels(pixels, labels > 0, labels, [f"{annotation.name}: {note}" for note in notes])
-
-
 def read_outlines(path: Path) -> list[np.ndarray]:
     """The regions of an Aperio XML in order of the file, each (n, 2): x and y in pixels of level 0.
 
@@ -243,7 +184,3 @@ def rasterise(outlines: list[np.ndarray], shape: tuple[int, int]) -> tuple[np.nd
         if not len(rows):
             notes.append(f"region {number} left out: no pixel of the image lies inside")
     return labels, notes
-
-
-READERS = {"monuseg": read_monuseg}
-"""Data set's `reader` -> function of its entry in the table and the folders of its release."""

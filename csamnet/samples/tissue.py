@@ -1,4 +1,4 @@
-"""Seeded look-alike releases: the files and folders of a real data set, with painted tissue in them.
+"""Painted tissue stained with haematoxylin and eosin, with the outlines of its nuclei.
 
 Tissue is painted as amounts of dye (haematoxylin, eosin, red cells; optical density, natural logarithm) at
 0.25 um per pixel, and only the last step turns dye into light, as a slide scanner does (Beer and Lambert).
@@ -7,27 +7,17 @@ Every image has its own random generator, so a seed gives the same bytes on ever
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
-import tifffile
 from PIL import Image
 from scipy import fft
 from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
-
-from csamnet.files import InputError, read_json, sha256_file, write_json
 
 MPP = 0.25  # microns per pixel
 PAD = 24  # painted beyond each border and cut off again, so that the border is like the middle
@@ -69,6 +59,8 @@ LOOKS = {
     "LI": Look("liver", 44, 13.5, 0.65, lumen=8, cover=0.9, dye=(0.36, 0.65), torn=0.01, tall=1.2),
     "PR": Look("prostate", 31, 13.5, 0.85, gland=105, lumen=0.45, grain=0.3, dye=(0.35, 0.45), clear=0.3),
     "ST": Look("stomach", 36, 12.5, 0.15, cover=0.85, gap=0.9, dye=(0.6, 0.55), wall=0, torn=0.12, tall=1.5),
+    "BL": Look("bladder", 34, 13, 0.4, cover=0.75, wall=0.15, dye=(0.42, 0.5), tall=1.5),
+    "CO": Look("colon", 33, 12.5, 0.35, gland=95, lumen=0.35, clear=0.3, dye=(0.45, 0.5), tall=1.7),
     "BN": Look("brain", 64, 11.5, 0.25, cover=1, grain=0.4, dye=(0.27, 0.6), wall=0, torn=0.005),
 }
 ORGANS = {code: look.organ for code, look in LOOKS.items()}
@@ -292,7 +284,7 @@ def _scan(rng: Rng, dye: np.ndarray, stain: Stain) -> np.ndarray:
     return np.asarray(Image.open(buffer))
 
 
-def _area(outline: np.ndarray) -> float:
+def area(outline: np.ndarray) -> float:
     x, y = outline.T
     return abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
 
@@ -309,88 +301,4 @@ def paint(rng: Rng, look: Look, stain: Stain, size: int) -> tuple[np.ndarray, li
         nucleus.draw(dye, chromatin)
         if nucleus.soft < 5:  # what is far out of focus is not annotated
             outlines.append(np.clip(nucleus.outline() - PAD, 0, size - 1))
-    return _scan(rng, dye, stain), [outline for outline in outlines if _area(outline) > 30]
-
-
-def _aperio(outlines: list[np.ndarray]) -> bytes:
-    """Outlines as the XML of Aperio ImageScope, one Region a nucleus, in pixels of level 0."""
-    add = ElementTree.SubElement
-    root = ElementTree.Element("Annotations", MicronsPerPixel=f"{MPP:.6f}")
-    annotation = add(root, "Annotation", Id="1", Name="", ReadOnly="0", Type="4", LineColor="65280", Visible="1")
-    add(annotation, "Attributes")
-    regions = add(annotation, "Regions")
-    for i, outline in enumerate(outlines, 1):
-        sizes = {"Area": f"{_area(outline):.1f}", "AreaMicrons": f"{_area(outline) * MPP**2:.1f}"}
-        region = add(regions, "Region", sizes, Id=str(i), Type="0", Text="", NegativeROA="0", Analyze="1")
-        add(region, "Attributes")
-        vertices = add(region, "Vertices")
-        for x, y in outline:
-            add(vertices, "Vertex", X=f"{x:.6f}", Y=f"{y:.6f}")
-    add(annotation, "Plots")
-    ElementTree.indent(root, "\t")
-    return ElementTree.tostring(root)
-
-
-def _monuseg(folder: Path, seed: int, train: int, test: int, size: int) -> None:
-    """MoNuSeg as released. Every sixth training image is a second slide of the patient five images before."""
-    top, last = folder / "MoNuSeg 2018 Training Data", folder / "MoNuSegTestData"
-    parts = [(TRAIN, train, 0, top / "Tissue Images", top / "Annotations"), (TEST, test, train, last, last)]
-    for part, ((organs, stains), count, first, images, outlines) in enumerate(parts):
-        images.mkdir(parents=True)
-        outlines.mkdir(exist_ok=True)
-        for i in range(count):
-            organ, again = organs[i % len(organs)], part == 0 and i % 6 == 5
-            name = f"SAMPLE-{organ}-{first + i + 1 - 5 * again:04d}-01Z-00-DX{1 + again}"
-            rng = np.random.default_rng([seed, part, i])
-            image, nuclei = paint(rng, LOOKS[organ], STAINS[stains[i % len(stains)]], size)
-            path = images / f"{name}.tif"
-            tifffile.imwrite(path, image, photometric="rgb", compression="lzw", metadata=None)
-            (outlines / f"{name}.xml").write_bytes(_aperio(nuclei))
-
-
-MAKERS: dict[str, Callable[[Path, int, int, int, int], None]] = {"MoNuSeg": _monuseg}
-"""By data set, what writes a look-alike release into an empty folder, given folder, seed, train, test and size."""
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` on success and is removed on failure."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        new = Path(temporary, "new")
-        new.mkdir()
-        yield new
-        if folder.exists():
-            os.replace(folder, Path(temporary, "old"))
-        os.replace(new, folder)
-
-
-def make_sample(name: str, out: Path, *, seed: int = 0, train: int = 10, test: int = 4, size: int = 384) -> Path:
-    """Write a look-alike release of the data set `name` to `out`/`name` and return that folder.
-
-    A whole sample of the same settings is left as it is, any other sample is replaced. `size` is the side
-    of the images in pixels. Raises InputError for an unknown name, for impossible settings, and where the
-    folder holds something else.
-    """
-    if name not in MAKERS:
-        near = get_close_matches(name, MAKERS, 1, 0.4)
-        mend = f"did you mean {near[0]}?" if near else None
-        raise InputError("no sample of this data set", expected=", ".join(MAKERS), found=name, mend=mend)
-    if seed < 0 or min(train, test) < 1 or size < 64:
-        expected, found = "seed 0, train 1, test 1, size 64 or more", f"{seed}, {train}, {test}, {size}"
-        raise InputError("impossible settings of a sample", expected=expected, found=found)
-    folder, note = Path(out) / name, "Painted, not real tissue: nothing measured on it is a result."
-    card = {"kind": "sample", "dataset": name, "seed": seed, "train": train, "test": test, "size": size}
-    card |= {"painter": sha256_file(__file__)[:16], "note": note}
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        if not (folder / "SAMPLE.json").is_file():
-            mend = "choose another folder"
-            raise InputError("would overwrite what is not a sample", path=folder, mend=mend)
-        old = read_json(folder / "SAMPLE.json")
-        if old.items() >= card.items() and all((folder / file).is_file() for file in old["files"]):
-            return folder
-    with _replacing(folder) as new:
-        MAKERS[name](new, seed, train, test, size)
-        files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*.*") if path.is_file())
-        write_json(new / "SAMPLE.json", card | {"files": files})
-    return folder
+    return _scan(rng, dye, stain), [outline for outline in outlines if area(outline) > 30]

@@ -1,0 +1,111 @@
+"""Data cards: what a data set is, where it comes from, how it is split, and the paper's counts beside those found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from csamnet.config import RunConfig
+from csamnet.datasets import DATASETS, Dataset
+from csamnet.files import write_text
+from csamnet.paths import DATA, PUBLISHED
+from csamnet.tables import markdown
+
+REASONS = {
+    "stain": "no stain to change",
+    "turns": "only left and right are swapped: depth goes downwards",
+    "foreground": "share of crops centred on a target, which is rare",
+    "tile": "pixels of a crop",
+}
+"""Why a data set's recipe departs from the usual one."""
+
+
+def paper_says(entry: Dataset) -> dict[str, str]:
+    """The row of the paper's table of data sets, by column; empty for a data set that is not in it."""
+    table = pd.read_csv(PUBLISHED / "datasets.csv", dtype=str, keep_default_na=False)
+    rows = table[table["dataset"] == (entry.title or entry.name)]
+    return {} if rows.empty else rows.iloc[0].to_dict()
+
+
+def card(entry: Dataset, found: dict | None = None) -> str:
+    """A data card as a Markdown table; `found` is the dataset.json of a prepared tree."""
+    paper = paper_says(entry)
+    rows = {
+        "modality": entry.modality,
+        "organ": paper.get("organ") or entry.organ,
+        "segmented": entry.target[1],
+        "source": f"<{entry.source}>" if entry.source else "not public",
+        "DOI": ", ".join(f"[{doi}](https://doi.org/{doi})" for doi in entry.doi),
+        "licence": entry.licence,
+        "how to get it": entry.how_to_get,
+        "in the paper": _printed(paper),
+        "in the release": _counts(entry.counts) + f". {entry.note}".removeprefix(". " if not entry.counts else ""),
+        "resolution": f"{entry.mpp} µm a pixel" if entry.mpp else "",
+        "reduced": f"to {entry.longest} pixels on the longer side (our choice)" if entry.longest else "",
+        "split": _split(entry),
+        "recipe": "; ".join(f"`{key}` {value}: {REASONS[key]}" for key, value in entry.recipe.items()),
+    }
+    if found:
+        kind = "real" if found["kind"] == "real" else "painted sample"
+        counts, objects = _counts(found["counts"]), sum(found["objects"].values())
+        rows["found here"] = f"**{kind}**: {counts} images, {objects:,} {entry.target[1]}"
+        rows["notes"] = "; ".join(found["notes"][:6])
+    return markdown(["what", entry.title or entry.name], [[f"**{k}**", v] for k, v in rows.items() if v])
+
+
+def _printed(paper: dict[str, str]) -> str:
+    if not paper:
+        return "not used there"
+    objects = f", {int(paper['objects']):,} objects" if paper["objects"] else ""
+    return f"{paper['images'] or 'some'} images{objects}, {paper['image_size']} pixels *(paper)*"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(str(count) if name == "all" else f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _split(entry: Dataset) -> str:
+    if not entry.annotated:
+        return "none: there is no annotation, nothing is trained or measured"
+    if entry.drawn:
+        val, test = entry.drawn
+        return f"ours, drawn by group: {val:.0%} validation, {test:.0%} test, the rest training"
+    return f"training and test as released; validation: {entry.validation_rule}"
+
+
+def overview(entries: Iterable[Dataset] = DATASETS.values()) -> str:
+    """The table of all data sets, in Markdown."""
+    head = ["data set", "modality", "organ", "images (paper)", "objects (paper)", "licence"]
+    rows = []
+    for entry in entries:
+        paper = paper_says(entry)
+        objects = f"{int(paper['objects']):,}" if paper.get("objects") else ""
+        name = f"[{entry.title or entry.name}]({entry.name}.md)"
+        organ = paper.get("organ") or entry.organ
+        rows.append([name, entry.modality, organ, paper.get("images", "not used"), objects, entry.licence])
+    return markdown(head, rows, "objects (paper)")
+
+
+def write_cards(folder: Path = DATA) -> list[Path]:
+    """Write README.md and a card for each data set of the table; these files are committed."""
+    texts = {"README": f"{_INTRODUCTION}\n{overview()}\n\n{_USUAL}\n"}
+    texts |= {name: f"# {entry.title or name}\n\n{card(entry)}\n" for name, entry in DATASETS.items()}
+    paths = [folder / f"{name}.md" for name in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_text(path, text)
+    return paths
+
+
+_INTRODUCTION = """# Data sets
+
+The nine data sets of the paper, and BUSI, a public one of the same task as Dataset B. None of their images is part of
+this project: `csamnet data` tells which are here, `csamnet download NAME` fetches what a host serves as plain files and
+says for the others how to get them, and `csamnet prepare NAME --from PATH` reads a release as downloaded. These cards
+are written from the table in `csamnet/datasets.py` by `csamnet data --cards`.
+"""
+_USUAL = (
+    "A group (patient, slide, or image where no more is known) is never in two splits. Unless a card says otherwise, "
+    f"crops are of {RunConfig.tile} pixels at a random place, turned, mirrored, zoomed, with stain and colour changed."
+)

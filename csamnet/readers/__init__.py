@@ -1,0 +1,64 @@
+"""From the files of a release, or of a tree laid out by hand, to records: image, mask, instances, group.
+
+One module a modality. A reader takes its data set's entry in the table and the folders of the release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from csamnet.datasets import Dataset
+from csamnet.files import InputError, read_json
+from csamnet.readers import ct, histology
+from csamnet.readers.common import Release, innermost, is_tree, read_tree
+
+
+def read_own(dataset: Dataset, folders: list[Path]) -> Release:
+    """A data set of one's own has no release but a tree, which `read_release` has looked for."""
+    raise InputError(
+        f"there is no tree of {dataset.name}",
+        path=folders[0],
+        expected="{train,val,test}/img with images, and mask or inst beside img with files of the same names",
+    )
+
+
+READERS: dict[str, Callable[[Dataset, list[Path]], Release]] = {
+    "cpm17": histology.read_cpm17,
+    "kumar": histology.read_kumar,
+    "lidc": ct.read_lidc,
+    "monuseg": histology.read_monuseg,
+    "puma": histology.read_puma,
+    "tree": read_own,
+}
+"""Data set's `reader` -> function of its entry in the table and the folders of its release."""
+
+
+def read_release(dataset: Dataset, folders: list[Path], form: str | None = None) -> Release:
+    """The records of a tree {train,val,test}/{img,mask,inst}, or else of the data set's own release."""
+    tree = next((inner for folder in folders if is_tree(inner := innermost(folder))), None)
+    options = {"form": form} if form else {}
+    release = read_tree(dataset, tree) if tree else READERS[dataset.reader](dataset, folders, **options)
+    release.sample |= is_sample(folders)
+    if not (tree or release.sample or dataset.release):  # those are checked by patient
+        release.problems += miscounts(dataset, folders[0], release)
+    return release
+
+
+def is_sample(folders: list[Path]) -> bool:
+    """Whether a look-alike's mark lies in, within or beside the folders, or the card of a tree made from one."""
+    places = [place for folder in folders for place in (folder.parent, folder, innermost(folder))]
+    cards = [place / "dataset.json" for place in places]
+    return any((place / "SAMPLE.json").is_file() for place in places) or any(
+        read_json(card).get("kind") == "sample" for card in cards if card.is_file()
+    )
+
+
+def miscounts(dataset: Dataset, folder: Path, release: Release) -> Iterator[InputError]:
+    """An error for each split that has fewer or more images than the release."""
+    for split, count in dataset.counts.items():
+        found = sum(split in ("all", record.split) for record in release.records)
+        if found != count:
+            what = f"{abs(found - count)} images {'fewer' if found < count else 'more'} than the release has"
+            expected = f"{count} pairs of image and annotation" + f" in {split}" * (split != "all")
+            yield InputError(what, path=folder, expected=expected, found=found)
