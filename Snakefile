@@ -64,7 +64,7 @@ def reading(wildcards):
 def page(wildcards):
     """What a page depends on besides data and results: the template, the code, of the table its own entry."""
     code = {str(path) for path in Path("csamnet").glob("*.py")} - {"csamnet/datasets.py", "csamnet/bench.py"}
-    return [repr(TABLE[wildcards.dataset]), text("notebooks/dataset.ipynb", *code)]
+    return [repr(TABLE[wildcards.dataset]), text("notebooks/dataset.ipynb", "csamnet/figures.mplstyle", *code)]
 
 
 def run(wildcards, input):
@@ -133,7 +133,7 @@ rule measured:
         "book/executed/{dataset}-measured.ipynb",
     params:
         results=results,
-        page=text("csamnet/*.py", "notebooks/measured.ipynb"),
+        page=text("csamnet/*.py", "csamnet/figures.mplstyle", "notebooks/measured.ipynb"),
     shell:
         "csamnet notebook {input.template} {output} -p dataset={wildcards.dataset}"
 

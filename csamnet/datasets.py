@@ -286,6 +286,7 @@ _TABLE = (
         how_to_get="download Dataset_BUSI_with_GT from the authors' page",
         reader="dataset_b",
         longest=384,
+        counts={"all": 780},
         drawn=(0.15, 0.2),
         recipe=_GREY | {"turns": False},
         note="Not in the paper: a public data set of the same task and modality as Dataset B, and never "

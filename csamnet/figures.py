@@ -120,7 +120,10 @@ def image_sheet(samples: Mapping[str, Sequence], source: str, target=TARGET, *, 
     shown: set[str] = set()
     for row, (split, items) in zip(axes, samples.items(), strict=True):
         first = {sample.organ: sample for sample in reversed(items)}
-        ranked = sorted(items, key=lambda s: (s is not first[s.organ], s.organ in shown, s.organ))
+        alone = {sample.group: sample for sample in reversed(items)}  # one of each group before a second
+        ranked = sorted(
+            items, key=lambda s: (s is not first[s.organ], s.organ in shown, s is not alone[s.group], s.organ)
+        )
         for ax, sample in zip(row, ranked, strict=False):
             shown.add(sample.organ)
             labels = sample.labels()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from csamnet.inference import load, predict
 from csamnet.instances import instances_from_probability
 from csamnet.paths import PREPARED, RESULTS, ROOT
 from csamnet.prepare import prepare
-from csamnet.results import find_runs, read_config, read_summary
+from csamnet.results import find_runs, read_config, read_images, read_summary
 from csamnet.samples import make_sample
 from csamnet.tables import markdown
 
@@ -52,6 +52,7 @@ def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[
     given = {key: value for key, value in checked(namespace, allowed).items() if value is not None}
     root, results = (Path(given.pop(key, usual)) for key, usual in (("root", PREPARED), ("results", RESULTS)))
     device = given.pop("device", "auto")
+    given.pop("weights", None)
     if device not in ("auto", "cpu", "cuda"):
         raise InputError("unknown device", expected="auto | cpu | cuda", found=repr(device))
     entry = get_dataset(given["dataset"], root)
@@ -117,7 +118,7 @@ def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list
     """Test images with a run's predictions, worst Dice first: all, or `most` evenly spread over the ranks."""
     model, config = load_run(folder, device)
     predict, samples = predictor(model, config), {s.name: s for s in load_split(root, config.dataset, "test")}
-    ranked = pd.read_csv(folder / "test" / "per_image.csv").sort_values("dice")
+    ranked = read_images(folder).sort_values("dice")
     views = []
     for row in ranked.iloc[spread(len(ranked), most)].itertuples():
         sample = samples[row.name]
@@ -147,23 +148,8 @@ def counts(views: Sequence[View], entry: Dataset) -> str:
         found = int(view.labels.max())
         area = np.count_nonzero(view.labels) / max(found, 1) * (entry.mpp or 1) ** 2
         unit = "µm²" if entry.mpp else "px"
-        rows.append([view.name, f"{found:,}", f"{100 * view.mask.mean():.1f} %", f"{area:.0f} {unit}"])
+        rows.append([view.name, f"{found:,}", f"{100 * view.truth.mean():.1f} %", f"{area:.0f} {unit}"])
     return markdown(head, rows, ",".join(head[1:]))
-
-
-def found_objects(views: Iterable[View], mpp: float | None) -> pd.DataFrame:
-    """For `figures.found_by_size`: each true nucleus's area, and whether a found one has an IoU over 0.5."""
-    tables = []
-    for view in views:
-        true, pred = view.labels.ravel().astype(np.int64), view.predicted().ravel()
-        true_area, pred_area = np.bincount(true), np.bincount(pred)
-        pairs, overlap = np.unique(true * len(pred_area) + pred, return_counts=True)
-        t, p = np.divmod(pairs, len(pred_area))
-        iou = overlap / (true_area[t] + pred_area[p] - overlap)
-        found = np.isin(np.arange(len(true_area)), t[(t > 0) & (p > 0) & (iou > 0.5)])
-        table = pd.DataFrame({"area": true_area * (mpp or 1) ** 2, "found": found})
-        tables.append(table[(true_area > 0) & (table.index > 0)])
-    return pd.concat(tables, ignore_index=True)
 
 
 # ----------------------------------------------------------------------------------------- running them

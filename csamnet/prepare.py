@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
-from csamnet import images
+from csamnet import images, slides
 from csamnet.datasets import Dataset, get_dataset, own_dataset
 from csamnet.files import InputError, read_json, sha256_array, sha256_file, write_json, write_text
 from csamnet.images import write_image
@@ -285,10 +285,11 @@ def _provenance(dataset: Dataset, release: Release, allow_partial: bool) -> dict
     paths = {path for record in release.records for path in record.files.values()}
     digest = {path: sha256_file(path) for path in paths}
     read = [
-        (r.name, r.split, r.group, [(kind, digest[path]) for kind, path in r.files.items()]) for r in release.records
+        (r.name, r.split, r.group, r.organ, [(kind, digest[path]) for kind, path in r.files.items()])
+        for r in release.records
     ]
     said = [str(line) for line in (*release.problems, *release.notes)]
-    files = {inspect.getfile(part) for part in (images, common, READERS[dataset.reader])} | {__file__}
+    files = {inspect.getfile(part) for part in (images, slides, common, READERS[dataset.reader])} | {__file__}
     code = [repr(dataset), *(sha256_file(path) for path in sorted(files) if Path(path).is_file())]
     return {
         "source_sha256": _hash(repr((read, said))),

@@ -120,6 +120,11 @@ def read_summary(folder: Path | str, split: str = "test") -> dict | None:
     return read_json(path) if path.exists() else None
 
 
+def read_images(folder: Path | str, split: str = "test") -> pd.DataFrame:
+    """`per_image.csv` of an evaluation; a name may be all digits, and stays text."""
+    return pd.read_csv(Path(folder) / split / "per_image.csv", dtype=dict.fromkeys(("name", "group", "organ"), str))
+
+
 def over_seeds(folders: list[Path], split: str = "test", view: str = "pooled") -> pd.DataFrame:
     """Mean, sd (one less than n below the line) and n over runs, a row a measure; `view` is pooled or mean."""
     rows = [summary[view] for folder in folders if (summary := read_summary(folder, split))]

@@ -10,7 +10,7 @@ from tiny import discs
 
 from csamnet.cards import card
 from csamnet.datasets import DATASETS
-from csamnet.files import InputError
+from csamnet.files import InputError, write_json
 from csamnet.manifest import read_manifest
 from csamnet.prepare import prepare
 from csamnet.readers import READERS
@@ -43,6 +43,7 @@ def test_the_example_prepares_a_release(glas, tmp_path, monkeypatch):
         image, labels = discs(number, 60, 70)
         save(tmp_path / "Warwick" / f"{name}.bmp", image)
         save(tmp_path / "Warwick" / f"{name}_anno.bmp", labels)
+    write_json(tmp_path / "SAMPLE.json", {"kind": "sample"})  # or the release would have to be whole
     folder = prepare("GlaS", tmp_path / "Warwick", tmp_path / "root")
     table = read_manifest(folder)
     assert table["split"].value_counts().to_dict() == {"train": 2, "val": 1, "test": 1}

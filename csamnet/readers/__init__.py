@@ -10,7 +10,7 @@ from pathlib import Path
 
 from csamnet.datasets import Dataset
 from csamnet.files import InputError, read_json
-from csamnet.readers import ct, histology
+from csamnet.readers import ct, histology, mri, slides, ultrasound
 from csamnet.readers.common import Release, innermost, is_tree, read_tree
 
 
@@ -24,11 +24,15 @@ def read_own(dataset: Dataset, folders: list[Path]) -> Release:
 
 
 READERS: dict[str, Callable[[Dataset, list[Path]], Release]] = {
+    "bach": slides.read_bach,
+    "brain_mri": mri.read_brain_mri,
     "cpm17": histology.read_cpm17,
+    "dataset_b": ultrasound.read_dataset_b,
     "kumar": histology.read_kumar,
     "lidc": ct.read_lidc,
     "monuseg": histology.read_monuseg,
     "puma": histology.read_puma,
+    "slides": slides.read_slides,
     "tree": read_own,
 }
 """Data set's `reader` -> function of its entry in the table and the folders of its release."""

@@ -123,14 +123,25 @@ def _unzip(archive: Path, folder: Path) -> None:
         raise InputError("a zip cannot be unpacked", path=archive, found=error, mend=mend) from error
 
 
-def by_stem(folder: Path, *suffixes: str) -> dict[str, list[Path]]:
-    """Files with one of the suffixes anywhere below a folder, by stem; hidden ones are passed over."""
+def by_stem(folders: list[Path], *suffixes: str) -> dict[str, list[Path]]:
+    """Files with one of the suffixes anywhere below the folders, by stem; hidden ones are passed over."""
     found = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(_HIDDEN) for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in suffixes and path.is_file() and not hidden:
-            found[path.stem].append(path)
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            hidden = any(part.startswith(_HIDDEN) for part in path.relative_to(folder).parts)
+            if path.suffix.lower() in suffixes and path.is_file() and not hidden:
+                found[path.stem].append(path)
     return found
+
+
+def demand(dataset: Dataset, folders: list[Path], found: dict[str, dict]) -> None:
+    """Raises InputError where there are no files of a kind."""
+    if not all(found.values()):
+        inside = ", ".join(sorted(path.name for path in folders[0].iterdir())[:6]) or "nothing"
+        what, mend = f"{dataset.name} is not here", dataset.how_to_get
+        expected = f"{' and '.join(found)} of the same names, or {{train,val,test}}/{{img,mask}}/*.png"
+        listed = f"{', '.join(f'{len(paths)} {kind}' for kind, paths in found.items())} among {inside}"
+        raise InputError(what, path=folders[0], expected=expected, found=listed, mend=mend)
 
 
 def read_tree(dataset: Dataset, folder: Path) -> Release:
@@ -138,7 +149,7 @@ def read_tree(dataset: Dataset, folder: Path) -> Release:
     release = Release()
     for split in SPLITS:
         kinds = {"image": "img", "mask": "mask", "inst": "inst"}
-        found = {kind: by_stem(folder / split / kinds[kind], *IMAGE_SUFFIXES) for kind in kinds}
+        found = {kind: by_stem([folder / split / kinds[kind]], *IMAGE_SUFFIXES) for kind in kinds}
         for name in sorted(set().union(*found.values())):
             release.add(dataset, name, split, found, _load_tree)
     return release

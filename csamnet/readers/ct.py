@@ -101,7 +101,7 @@ def read_lidc(dataset: Dataset, folders: list[Path], form: str = "crops") -> Rel
 def _read_crops(dataset: Dataset, folder: Path) -> Release:
     """Crops in `img`; under the same names in `readers` masks whose bit r is the outline of a nodule's reader r."""
     release, drawn = Release(), []
-    found = {kind: by_stem(folder / name, *IMAGE_SUFFIXES) for kind, name in (("image", "img"), ("mask", "readers"))}
+    found = {kind: by_stem([folder / name], *IMAGE_SUFFIXES) for kind, name in (("image", "img"), ("mask", "readers"))}
     for name in sorted(set().union(*found.values())):
         release.add(dataset, name, None, found, _load_crop)
     for record in release.records:
@@ -125,7 +125,7 @@ def _load_crop(image: Path, mask: Path) -> Pixels:
 
 
 def _files(folders: list[Path], suffix: str) -> list[Path]:
-    return sorted(path for folder in folders for paths in by_stem(folder, suffix).values() for path in paths)
+    return sorted(path for paths in by_stem(folders, suffix).values() for path in paths)
 
 
 def find_series(folders: list[Path], release: Release, passed: Counter) -> dict[str, list[Slice]]:

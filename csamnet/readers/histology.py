@@ -17,7 +17,7 @@ from skimage.draw import polygon
 from csamnet.datasets import Dataset
 from csamnet.files import InputError, read_json
 from csamnet.images import read_image
-from csamnet.readers.common import Pixels, Release, by_stem, rasterise, read_outlines
+from csamnet.readers.common import Pixels, Release, by_stem, demand, rasterise, read_outlines
 
 TIFF = (".tif", ".tiff")
 PUMA_CLASSES = {
@@ -50,10 +50,10 @@ def read_kumar(dataset: Dataset, folders: list[Path]) -> Release:
 
 
 def _read_tcga(dataset: Dataset, folders: list[Path], *suffixes: str) -> Release:
-    release, images, annotations = Release(), _by_stem(folders, *TIFF), {}
+    release, images, annotations = Release(), by_stem(folders, *TIFF), {}
     for suffix in reversed(suffixes):
-        annotations |= _by_stem(folders, suffix)
-    _demand(dataset, folders, {"TIFF": images, " or ".join(suffix[1:].upper() for suffix in suffixes): annotations})
+        annotations |= by_stem(folders, suffix)
+    demand(dataset, folders, {"TIFF": images, " or ".join(suffix[1:].upper() for suffix in suffixes): annotations})
     splits = {group: split for split, groups in dataset.release.items() for group in groups}
     strict = any(stem.startswith("TCGA-") for stem in images)
     for name in sorted(set(images) | set(annotations)):
@@ -75,8 +75,8 @@ def read_cpm17(dataset: Dataset, folders: list[Path]) -> Release:
     The same stems are in both splits. Patients are not told. Pictures in folders called Overlay are passed over.
     """
     release, splits = Release(), {}
-    files = {"PNG": _by_stem(folders, ".png"), "MAT": _by_stem(folders, ".mat")}
-    _demand(dataset, folders, files)
+    files = {"PNG": by_stem(folders, ".png"), "MAT": by_stem(folders, ".mat")}
+    demand(dataset, folders, files)
     found = {"image": defaultdict(list), "annotation": defaultdict(list)}
     for named, stems in zip(found.values(), files.values(), strict=True):
         for path in chain(*stems.values()):
@@ -92,32 +92,14 @@ def read_cpm17(dataset: Dataset, folders: list[Path]) -> Release:
 
 def read_puma(dataset: Dataset, folders: list[Path]) -> Release:
     """TIFF regions and their `<stem>_nuclei.geojson`, in whatever folders; tissue and context are passed over."""
-    outlines = _by_stem(folders, ".geojson").items()
-    images = {stem: paths for stem, paths in _by_stem(folders, *TIFF).items() if not stem.endswith("_context")}
+    outlines = by_stem(folders, ".geojson").items()
+    images = {stem: paths for stem, paths in by_stem(folders, *TIFF).items() if not stem.endswith("_context")}
     nuclei = {stem.removesuffix("_nuclei"): paths for stem, paths in outlines if stem.endswith("_nuclei")}
-    _demand(dataset, folders, {"TIFF": images, "_nuclei.geojson": nuclei})
+    demand(dataset, folders, {"TIFF": images, "_nuclei.geojson": nuclei})
     release = Release()
     for name in sorted(set(images) | set(nuclei)):
         release.add(dataset, name, None, {"image": images, "annotation": nuclei}, _load_puma)
     return release
-
-
-def _by_stem(folders: list[Path], *suffixes: str) -> dict[str, list[Path]]:
-    found = defaultdict(list)
-    for folder in folders:
-        for stem, paths in by_stem(folder, *suffixes).items():
-            found[stem] += paths
-    return found
-
-
-def _demand(dataset: Dataset, folders: list[Path], found: dict[str, dict]) -> None:
-    """Raises InputError where there are no files of a kind."""
-    if not all(found.values()):
-        inside = ", ".join(sorted(path.name for path in folders[0].iterdir())[:6]) or "nothing"
-        what, mend = f"{dataset.name} is not here", dataset.how_to_get
-        expected = f"{' and '.join(found)} of the same names, or {{train,val,test}}/{{img,mask}}/*.png"
-        listed = f"{', '.join(f'{len(paths)} {kind}' for kind, paths in found.items())} among {inside}"
-        raise InputError(what, path=folders[0], expected=expected, found=listed, mend=mend)
 
 
 def _split_by_folder(path: Path, folders: list[Path]) -> str | None:

@@ -14,14 +14,18 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from csamnet.files import InputError, read_json, sha256_file, write_json
-from csamnet.samples import ct, histology
+from csamnet.samples import ct, histology, mri, slides, ultrasound
 
 MAKERS: dict[str, Callable[..., None]] = {
     "CPM17": histology.cpm17,
     "Kumar": histology.kumar,
-    "LIDC-IDRI": ct.lidc,
     "MoNuSeg": histology.monuseg,
     "PUMA": histology.puma,
+    "BACH2018": slides.bach2018,
+    "InHouse": slides.in_house,
+    "DatasetB": ultrasound.dataset_b,
+    "BrainTumorMRI": mri.brain_mri,
+    "LIDC-IDRI": ct.lidc,
 }
 """By data set, what writes a look-alike release into an empty folder: called with folder, seed and settings.
 
