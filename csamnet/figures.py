@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -33,6 +34,7 @@ ERRORS = {"found": (154, 208, 236, 140), "missed": (0, 84, 147, 230), "falsely f
 """Red, green, blue and cover of light blue, dark blue and orange: apart for every kind of sight, and in greys."""
 WIDTH = 5.6  # inches
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of Dice, each with a line beside the precision-recall curve
+MOST = 60  # images that can be told apart in one panel
 NO_AXES = {"xticks": [], "yticks": [], "frame_on": False}
 styled = rc_context(fname=Path(__file__).with_suffix(".mplstyle"))
 
@@ -147,16 +149,21 @@ def object_statistics(
     alt = f"Areas of {many}, medians in {unit}²: {median}; mean {quantity} of {many} and of the rest."
     figure, ((left, right),) = _panels(alt, 3.1, source, 1, 2)
     for split, rows in objects.groupby("split", sort=False):
-        left.ecdf(rows["area"], color=SPLITS[split][0], label=f"{split} ({len(rows):,})")
-    left.set(xscale="log", xlabel=f"area of a {one} ({unit}²)", ylabel="share below")
+        sns.ecdfplot(x=rows["area"], color=SPLITS[split][0], label=f"{split} ({len(rows):,})", log_scale=True, ax=left)
+    left.set(xlabel=f"area of a {one} ({unit}²)", ylabel="share below")
     left.xaxis.set_major_formatter("{x:g}")
     left.legend(loc="upper left", handlelength=1.2)
-    for split, rows in contrast.sort_values("inside", ignore_index=True).groupby("split"):
+    ranked = contrast.sort_values("inside", ignore_index=True)
+    for split, rows in ranked.iloc[spread(len(ranked), MOST)].groupby("split"):
         colour, mark = SPLITS[split]
         right.hlines(rows.index, rows["outside"], rows["inside"], color=colour, linewidth=1.2, alpha=0.5)
         right.plot(rows["outside"], rows.index, mark, color=colour, markerfacecolor="white", markersize=4)
         right.plot(rows["inside"], rows.index, mark, color=colour, markersize=4)
-    right.set(xlabel=f"mean {quantity}", ylabel="images", yticks=[])
+    right.set(
+        xlabel=f"mean {quantity}",
+        ylabel="images" if len(ranked) <= MOST else f"{MOST} of {len(ranked):,} images",
+        yticks=[],
+    )
     handles = [Line2D([], [], color=BLACK, marker="o", ls="", markerfacecolor=face) for face in (BLACK, "white")]
     right.legend(handles, [many, "the rest"], loc="lower right", handletextpad=0.1)
     return figure
@@ -285,7 +292,10 @@ def paper_against_ours(published: pd.DataFrame, ours: Mapping[str, Sequence[floa
 
 @styled
 def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[str] = ("miou", "ap", "pq")) -> Figure:
-    """Every test image as a dot in its organ's row, for some measures, with a line at the pooled value."""
+    """Every test image as a dot in its organ's row, for some measures, with a line at the pooled value.
+
+    Of more than `MOST` images, a box from quartile to quartile, with the median.
+    """
     keys = [key for key in keys if table[key].notna().any()]
     organs = table.groupby("organ")[keys[0]].median().sort_values().index
     names = ", ".join(TITLES[key] for key in keys)
@@ -293,11 +303,18 @@ def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[
     figure, axes = _panels(alt, 1 + 0.3 * len(organs), source, 1, len(keys), sharey=True)
     for ax, key in zip(axes[0], keys, strict=True):
         rows = organs.get_indexer(table["organ"])
-        ax.plot(table[key], rows, "o", color=BLUE, alpha=0.75, markersize=5.5, markeredgecolor="white")
+        if len(table) > MOST:
+            parts = [table[key][rows == place].dropna() for place in range(len(organs))]
+            ax.boxplot(parts, positions=range(len(organs)), widths=0.6, orientation="horizontal", patch_artist=True,
+                       boxprops={"facecolor": "#9AD0EC"}, flierprops={"markersize": 1.5})  # fmt: skip
+        else:
+            ax.plot(table[key], rows, "o", color=BLUE, alpha=0.75, markersize=5.5, markeredgecolor="white")
         if pooled.get(key) is not None:
             ax.axvline(pooled[key], color=VERMILLION, linewidth=1)
             ax.set_title(f"pooled {show(key, pooled[key])}", color=VERMILLION)
-        ax.set(yticks=range(len(organs)), yticklabels=organs, ylim=(-0.6, len(organs) - 0.4), xlabel=TITLES[key])
+        ax.set(
+            yticks=range(len(organs)), yticklabels=organs, ylim=(-0.6, len(organs) - 0.4), xlabel=TITLES[key], ylabel=""
+        )
         ax.margins(x=0.1)
     return figure
 

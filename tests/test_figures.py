@@ -61,6 +61,7 @@ def samples(views) -> dict[str, list]:
     """As `load_split` gives them; the second one has no instances."""
     made = [
         SimpleNamespace(
+            group="g",
             organ=v.organ,
             image=lambda v=v: v.image,
             mask=lambda v=v: v.truth,
@@ -144,7 +145,7 @@ def test_figures_name_what_is_segmented(draw):
 def test_areas_and_contrast_are_drawn_by_hand(draw):
     areas, contrast = draw["object_statistics"]().axes
     (steps,) = [line for line in areas.lines if line.get_label() == "test (2)"]
-    assert steps.get_xydata()[1:].tolist() == [[10, 0.5], [20, 1]]
+    assert np.allclose(steps.get_xydata()[1:], [[10, 0.5], [20, 1]])
     inside = [line.get_xydata().tolist() for line in contrast.lines if line.get_markerfacecolor() != "white"]
     assert sorted(inside) == [[[1, 0]], [[2, 1]], [[3, 2]]]  # lowest mean first
 
@@ -352,3 +353,20 @@ def test_explorer_is_small_and_names_are_escaped(views):
 @pytest.mark.parametrize(("length", "most", "expected"), [(1, 4, [0]), (4, 4, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9])])
 def test_spread(length, most, expected):
     assert figures.spread(length, most) == expected
+
+
+def test_many_images_become_boxes(tmp_path):
+    from csamnet.figures import MOST
+
+    rng = np.random.default_rng(0)
+    many = pd.DataFrame({"organ": ["lung"] * 200 + ["brain"] * 50, "miou": rng.uniform(0.2, 0.4, 250)})
+    figure = figures.per_image(many, "sample data", {"miou": 0.3}, ("miou",))
+    (ax,) = figure.axes
+    assert len(ax.patches) == 2, "a box for each organ"
+    few = figures.per_image(many[:MOST], "sample data", {"miou": 0.3}, ("miou",))
+    assert not few.axes[0].patches
+    contrast = pd.DataFrame({"split": "test", "inside": rng.random(500), "outside": rng.random(500)})
+    objects = pd.DataFrame({"split": "test", "area": rng.uniform(10, 90, 500)})
+    _, right = figures.object_statistics(objects, contrast, "sample data").axes
+    assert right.get_ylabel() == f"{MOST} of 500 images"
+    assert len(right.collections[0].get_segments()) == MOST
