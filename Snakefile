@@ -14,7 +14,7 @@ from csamnet.results import fingerprint
 from csamnet.samples import MAKERS
 
 DATASETS = [name for name in TABLE if name in MAKERS]  # the nine of the paper
-MEASURED = ["MoNuSeg"]  # with runs on real images under results/
+MEASURED = ["MoNuSeg", "LIDC-IDRI"]  # with runs on real images under results/
 PROFILE, SEED = config.get("profile", "sample"), config.get("seed", 0)
 RELEASES = str(config.get("data") or "")  # folder of real releases; look-alikes are made where it is empty
 ROOT = "data/prepared" if RELEASES else "data/prepared/samples"

@@ -306,7 +306,7 @@ def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[
         if len(table) > MOST:
             parts = [table[key][rows == place].dropna() for place in range(len(organs))]
             ax.boxplot(parts, positions=range(len(organs)), widths=0.6, orientation="horizontal", patch_artist=True,
-                       boxprops={"facecolor": "#9AD0EC"}, flierprops={"markersize": 1.5})  # fmt: skip
+                       boxprops={"facecolor": "#9AD0EC"}, medianprops={"color": BLACK}, flierprops={"markersize": 1.5})  # fmt: skip
         else:
             ax.plot(table[key], rows, "o", color=BLUE, alpha=0.75, markersize=5.5, markeredgecolor="white")
         if pooled.get(key) is not None:

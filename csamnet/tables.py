@@ -10,7 +10,7 @@ import pandas as pd
 
 from csamnet.config import RunConfig
 from csamnet.paths import PUBLISHED, RESULTS
-from csamnet.results import find_runs, read_config, read_summary
+from csamnet.results import find_runs, read_config, read_run, read_summary
 
 KINDS = {"real": "measured on real data", "sample": "sample data"}
 """What is said of a number, by the kind of its data."""
@@ -106,20 +106,20 @@ def against_paper(dataset: str, split: str = "test", results: Path | str | None 
     for folder in find_runs(results or RESULTS, dataset=dataset):
         config, summary = read_config(folder), read_summary(folder, split)
         if summary and summary["data"]["kind"] == "real":
-            runs.setdefault(config.model, {}).setdefault(config.profile, []).append(summary)
+            runs.setdefault(config.model, {}).setdefault(config.profile, []).append(summary | {"run": read_run(folder)})
     rows = []
     for model, profiles in runs.items():
         paper = paper_scores(dataset, model)
         rows += [row for profile, found in profiles.items() for row in _rows(f"{model}, {profile}", found, paper)]
         if not profiles:
             rows += [[model, TITLES[k], show(k, v), "", "", "", "*not run*", ""] for k, v in paper.items()]
-    head = ["network, profile", "measure", "paper", "ours", "difference", "seeds", "status", "hardware"]
+    head = ["network, profile", "measure", "paper", "ours", "difference", "seeds", "status", "trained on"]
     return markdown(head, rows, "paper,ours,difference,seeds")
 
 
 def _rows(name: str, found: list[dict], paper: dict) -> list[list[str]]:
     """A row a headline measure of the runs `found`, one a seed."""
-    where, rows = "; ".join(dict.fromkeys(place(summary["hardware"]) for summary in found)), []
+    where, rows = "; ".join(dict.fromkeys(place(summary["run"]["hardware"]) for summary in found)), []
     for key in HEADLINE:
         values = [summary["pooled"][key] for summary in found]
         gap = "" if None in values else difference(key, mean(values), paper.get(key))

@@ -57,3 +57,16 @@ def test_every_entry_is_whole(name):
     assert entry.look
     assert entry.source or not entry.annotated
     assert bool(entry.release or entry.drawn or entry.counts) == entry.annotated
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "group"),
+    [
+        ("MoNuSeg", "TCGA-A7-A13E-01Z-00-DX1", "TCGA-A7-A13E"),
+        ("Kumar", "TCGA-A7-A13E-01Z-00-DX1", "TCGA-A7-A13E"),
+        ("LIDC-IDRI", "LIDC-IDRI-0001_z0042_n1", "LIDC-IDRI-0001"),
+        ("LIDC-IDRI", "LIDC-IDRI-0001_nodule-0_slice-2", "LIDC-IDRI-0001"),
+    ],
+)
+def test_a_name_tells_the_patient(name, image, group):
+    assert DATASETS[name].group_of(image) == group

@@ -162,11 +162,11 @@ def test_page_says_whose_numbers_it_has(page):
 
 def test_pictures_have_a_text_and_their_source(page):
     pictures = [(c, o) for c, o in outputs(page) if {"image/svg+xml", "image/jpeg"} & o.get("data", {}).keys()]
-    assert len(pictures) == 10
+    assert len(pictures) == 9
     for cell, output in pictures:
         assert cell.metadata.mystnb.image.alt == output.data["text/plain"]
         assert cell.metadata.mystnb.image.alt.endswith("sample data.")
-    assert len({cell.metadata.mystnb.image.alt for cell, _ in pictures}) == 10
+    assert len({cell.metadata.mystnb.image.alt for cell, _ in pictures}) == 9
 
 
 def test_page_carries_the_explorer(page):
@@ -209,7 +209,7 @@ def real_run(results: Path, seed: int, profile: str = "paper", kind: str = "real
         row = {"name": f"TCGA-{organ}", "group": f"TCGA-{organ}", "organ": organ, "height": 48, "width": 48}
         rows.append(row | image_metrics(probability, labels > 0, labels, total=histogram))
     device = hardware(torch.device("cpu"))
-    write_evaluation(folder / "test", rows, histogram, config, {"data": card, "hardware": device})
+    write_evaluation(folder / "test", rows, {"": histogram}, config, {"data": card, "hardware": device})
     epochs = np.arange(1, 4)
     columns = ("lr", "drop_rate", "loss", "loss_ce", "loss_dice", "val_miou", "val_dice", "val_ap")
     history = pd.DataFrame({"epoch": epochs} | dict.fromkeys(columns, epochs / 10))
@@ -332,14 +332,3 @@ def test_takeaways_by_hand():
 @pytest.mark.parametrize(("seconds", "expected"), [(48.2, "48 s"), (720, "12 min"), (18720, "5.2 h")])
 def test_duration(seconds, expected):
     assert tables.duration(seconds) == expected
-
-
-def test_found_objects_by_hand():
-    labels = np.zeros((40, 40), np.int32)
-    labels[2:12, 2:12], labels[20:32, 20:32] = 1, 5
-    probability = np.zeros((40, 40), np.float32)
-    probability[2:12, 2:12] = 0.9  # the first is found, the second by a fifth
-    probability[20:32, 29:38] = 0.9
-    view = notebooks.View("v", "o", np.zeros((40, 40, 3), np.uint8), labels > 0, labels, probability, 0.5, 0.5)
-    table = notebooks.found_objects([view], 0.5)
-    assert table.to_dict("list") == {"area": [25.0, 36.0], "found": [True, False]}
