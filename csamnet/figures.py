@@ -305,8 +305,13 @@ def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[
         rows = organs.get_indexer(table["organ"])
         if len(table) > MOST:
             parts = [table[key][rows == place].dropna() for place in range(len(organs))]
-            ax.boxplot(parts, positions=range(len(organs)), widths=0.6, orientation="horizontal", patch_artist=True,
-                       boxprops={"facecolor": "#9AD0EC"}, medianprops={"color": BLACK}, flierprops={"markersize": 1.5})  # fmt: skip
+            look = {
+                "boxprops": {"facecolor": "#9AD0EC"},
+                "medianprops": {"color": BLACK},
+                "flierprops": {"markersize": 1.5},
+            }
+            where = {"positions": range(len(organs)), "widths": 0.6, "orientation": "horizontal"}
+            ax.boxplot(parts, patch_artist=True, **where, **look)
         else:
             ax.plot(table[key], rows, "o", color=BLUE, alpha=0.75, markersize=5.5, markeredgecolor="white")
         if pooled.get(key) is not None:

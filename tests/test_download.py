@@ -254,12 +254,6 @@ def test_a_place_that_cannot_be_written(host, tmp_path):
     assert str(place) in text
 
 
-def test_without_pooch(host, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(InputError, match="pip install"):
-        download("Tenth", tmp_path)
-
-
 def test_what_no_host_serves_is_told_in_steps(tmp_path):
     with pytest.raises(InputError, match="ask its authors"):
         download("DatasetB", tmp_path)

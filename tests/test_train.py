@@ -79,7 +79,7 @@ def whole(tree, tmp_path_factory) -> Path:
 
 def test_what_a_run_leaves(whole, tree):
     assert whole.parts[-2:] == ("MoNuSeg", "CSAMNet-XS-sample-seed0")
-    assert {path.name for path in whole.iterdir()} == {"run.json", "history.csv", "weights.safetensors"}
+    assert {path.name for path in whole.iterdir()} == {"run.json", "images.json", "history.csv", "weights.safetensors"}
     about, table = json.loads((whole / "run.json").read_text()), history(whole)
     assert about["status"] == "done"
     assert about["config"] == CONFIG.to_dict()
@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_nothing_half_written(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         train(settings(epochs=1, steps_per_epoch=1), tree, results=tmp_path, device="cpu")
-    assert [path.name for path in tmp_path.glob("*/*/*")] == ["run.json"]
+    assert {path.name for path in tmp_path.glob("*/*/*")} == {"run.json", "images.json"}
 
 
 # ---------------------------------------------------------------------------------- several processes
@@ -293,7 +293,7 @@ def test_two_processes_train_one_network(tree, tmp_path):
     assert first == second, "the same weights and scores on both"
     assert len(set(first)) == 2, "two epochs"
     folder = out / "MoNuSeg" / "CSAMNet-XS-sample-seed3"
-    assert {path.name for path in folder.iterdir()} == {"run.json", "history.csv", "weights.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {"run.json", "images.json", "history.csv", "weights.safetensors"}
     assert json.loads((folder / "run.json").read_text())["hardware"]["processes"] == 2
     assert np.isfinite(history(folder).to_numpy()).all()
     assert all(value.isfinite().all() for value in tensors(folder).values())

@@ -1,0 +1,137 @@
+"""What a network costs: parameters, multiply-adds and FLOPs, counted; time, memory and throughput, measured."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from csamnet.baselines import PUBLISHED, build
+from csamnet.config import MODELS
+from csamnet.evaluate import autocast, pick_device
+from csamnet.model import CSAMNet
+
+
+def complexity(model: nn.Module, size: int = 256) -> dict[str, int]:
+    """Parameters, multiply-adds and FLOPs of one image `(1, 3, size, size)` in inference.
+
+    Counted are convolutions, plain and transposed, and matrix products: linear layers and attention. A multiply-add is
+    two FLOPs. Not counted are biases, norms, activations, pooling, interpolation, sampling and element-wise products.
+    Only shapes are followed, on the meta device: the weights are neither copied nor used.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    shapes = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    training = model.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        functional_call(model.eval(), shapes, torch.zeros(1, 3, size, size, device="meta"))
+    model.train(training)
+    flops = counter.get_total_flops()
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"parameters": parameters, "multiply_adds": flops // 2, "flops": flops}
+
+
+def complexity_table(size: int = 256) -> pd.DataFrame:
+    """A row a network: what we count at full size, beside what the paper prints (`PUBLISHED`).
+
+    The paper's M and G fit our counts to the printed digit where they are taken as 2**20 and 2**30, so
+    `paper_parameters` and `paper_multiply_adds` are the printed numbers times these.
+    """
+    rows = []
+    for name, (millions, gmacs) in PUBLISHED.items():
+        rows.append({"model": name, **complexity(full_size(name), size), "printed_m": millions, "printed_g": gmacs})
+    table = pd.DataFrame(rows).set_index("model")
+    return table.assign(paper_parameters=table.printed_m * 2**20, paper_multiply_adds=table.printed_g * 2**30)
+
+
+def full_size(name: str) -> nn.Module:
+    """A network of the paper's table by the paper's name; `CSAMNet` is size S."""
+    if name.startswith("CSAMNet"):
+        return CSAMNet(**MODELS["CSAMNet-S" if name == "CSAMNet" else name])
+    with torch.device("meta"):
+        return build(name)
+
+
+def latency(
+    model: nn.Module,
+    size: int = 256,
+    device: str = "auto",
+    *,
+    batch: int = 1,
+    precision: str = "auto",
+    runs: int = 20,
+    warmup: int = 5,
+) -> dict[str, float | None]:
+    """Median seconds and peak memory in MiB of one forward pass of `(batch, 3, size, size)`, in inference.
+
+    The model is moved to the device, channels last. Peak memory is that of all tensors on a GPU, weights included;
+    on a CPU under Linux, the largest resident memory of the whole process during the runs, Python and libraries
+    included (`VmHWM`); elsewhere None.
+    """
+    place = pick_device(device)
+    model = model.to(place, memory_format=torch.channels_last).eval()
+    images = torch.rand(batch, 3, size, size, device=place).contiguous(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode(), autocast(precision, place):
+        for run in range(warmup + runs):
+            if run == warmup:
+                known = _reset_peak(place)
+            started = time.perf_counter()
+            model(images)
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+            seconds.append(time.perf_counter() - started)
+    return {"seconds": statistics.median(seconds[warmup:]), "peak_memory_mb": _peak_mb(place) if known else None}
+
+
+def throughput(
+    model: nn.Module,
+    device: str = "auto",
+    *,
+    size: int = 256,
+    batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128),
+    precision: str = "auto",
+    runs: int = 5,
+) -> dict[str, float]:
+    """Images per second at the best of `batches`, and that batch.
+
+    Stops at the first batch that is more than a tenth slower than the best, or that does not fit on the GPU.
+    """
+    best = {"images_per_s": 0.0, "batch": 0}
+    for batch in batches:
+        try:
+            timed = latency(model, size, device, batch=batch, precision=precision, runs=runs, warmup=2)
+        except torch.OutOfMemoryError:
+            break
+        rate = batch / timed["seconds"]
+        if rate > best["images_per_s"]:
+            best = {"images_per_s": rate, "batch": batch}
+        elif rate < 0.9 * best["images_per_s"]:
+            break
+    return best
+
+
+def _reset_peak(device: torch.device) -> bool:
+    """Start to measure peak memory anew; False where that cannot be done."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed
+        return False
+    return True
+
+
+def _peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10

@@ -1,0 +1,146 @@
+"""Costs against values worked by hand, and a clock and a memory meter that are seen to work."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from csamnet import complexity as module
+from csamnet.baselines import PUBLISHED
+from csamnet.complexity import complexity, complexity_table, latency, throughput
+from csamnet.files import InputError
+from csamnet.model import CSAMNet
+
+
+class Attention(nn.Module):
+    """Every pixel of a 2 x 2 mean image attends to all four."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(x, 2).flatten(2).mT[:, None]  # (B, 1, 4, 3)
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "parameters", "multiply_adds"),
+    [
+        (nn.Conv2d(3, 5, 3, padding=1), 3 * 5 * 9 + 5, 3 * 5 * 9 * 8 * 8),
+        (nn.Conv2d(3, 5, 3), 3 * 5 * 9 + 5, 3 * 5 * 9 * 6 * 6),
+        (nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False), 3 * 4 * 9, 3 * 4 * 9 * 4 * 4),
+        (nn.Conv2d(3, 6, 5, padding=2, groups=3), 6 * 25 + 6, 6 * 25 * 8 * 8),
+        (nn.ConvTranspose2d(3, 2, 2, stride=2), 3 * 2 * 4 + 2, 3 * 2 * 4 * 8 * 8),
+        (nn.Linear(8, 4), 8 * 4 + 4, 8 * 4 * 3 * 8),
+        (Attention(), 0, 2 * 4 * 4 * 3),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)), 6, 0),
+    ],
+    ids=["conv", "valid", "strided", "grouped", "transposed", "linear", "attention", "not counted"],
+)
+def test_multiply_adds_by_hand(layer, parameters, multiply_adds):
+    expected = {"parameters": parameters, "multiply_adds": multiply_adds, "flops": 2 * multiply_adds}
+    assert complexity(layer, 8) == expected
+
+
+def test_counting_leaves_the_model_as_it_is():
+    model = CSAMNet(4).train()
+    kept = {key: value.clone() for key, value in model.state_dict().items()}
+    found = complexity(model, 128)
+    assert model.training
+    assert all(p.device.type == "cpu" for p in model.parameters())
+    assert all(torch.equal(value, kept[key]) for key, value in model.state_dict().items())
+    with torch.device("meta"):
+        layer = nn.Conv2d(3, 1, 1)
+    assert complexity(layer, 4)["multiply_adds"] == 3 * 16
+    assert found["parameters"] == 110_052
+
+
+def test_the_released_network():
+    found = complexity(CSAMNet())
+    assert found["parameters"] == 6_757_014
+    assert found["flops"] / 1e9 == pytest.approx(11.10, abs=0.005)
+
+
+def test_table_of_all_networks(monkeypatch):
+    monkeypatch.setattr(module, "complexity", lambda model, size: {"parameters": 7, "multiply_adds": size, "flops": 0})
+    monkeypatch.setattr(module, "build", lambda name: name)
+    table = complexity_table(64)
+    assert [*table.index] == [*PUBLISHED]
+    assert (table["multiply_adds"] == 64).all()
+    assert table.loc["UNet", "paper_parameters"] == 32.92 * 2**20
+    assert table.loc["UNet", "paper_multiply_adds"] == 61 * 2**30
+    assert table.loc["HoVer-NeXt", ["printed_m", "printed_g", "paper_parameters"]].isna().all()
+
+
+def test_names_of_the_paper():
+    assert [module.full_size(name).width for name in ("CSAMNet", "CSAMNet-M", "CSAMNet-L")] == [32, 40, 72]
+    assert next(module.full_size("SegNet").parameters()).is_meta
+
+
+class Large(nn.Module):
+    """Fills 64 MiB."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones(2**24).sum() + x
+
+
+class Late(nn.Module):
+    """Lets a clock run on by the next of its seconds at each call."""
+
+    def __init__(self, *seconds: float):
+        super().__init__()
+        self.now, self.seconds = 0.0, list(seconds)
+
+    def forward(self, x: Tensor) -> None:
+        self.now += self.seconds.pop(0)
+
+
+def test_latency_is_the_median_after_warm_up(monkeypatch):
+    model = Late(8, 8, 1, 2, 9).train()
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: model.now))
+    assert latency(model, 8, "cpu", runs=3, warmup=2)["seconds"] == 2
+    assert not model.training
+    assert model.seconds == []
+    with pytest.raises(InputError, match="unknown device"):
+        latency(model, 8, "tpu")
+
+
+def test_peak_memory_is_measured_anew(monkeypatch):
+    large = torch.ones(2**26)  # 256 MiB, and gone before the measurement
+    assert large.sum() == 2**26
+    del large
+    before, found = latency(nn.Identity(), 8, "cpu", runs=2), latency(Large(), 8, "cpu", runs=2)
+    if before["peak_memory_mb"] is None:
+        pytest.skip("the system does not say")
+    assert 56 < found["peak_memory_mb"] - before["peak_memory_mb"] < 128
+    monkeypatch.setattr(module, "_reset_peak", lambda device: False)
+    assert latency(nn.Identity(), 8, "cpu", runs=1)["peak_memory_mb"] is None
+
+
+def test_throughput_stops_at_the_best_batch(monkeypatch):
+    tried = []
+
+    def clock(seconds: dict[int, float]):
+        def timed(model, size, device, *, batch, **_):
+            tried.append(batch)
+            if batch not in seconds:
+                raise torch.OutOfMemoryError
+            return {"seconds": seconds[batch]}
+
+        tried.clear()
+        monkeypatch.setattr(module, "latency", timed)
+
+    clock({1: 1.0, 2: 1.0, 4: 1.0, 8: 2.1, 16: 5.0, 32: 1.0})
+    assert throughput(nn.Identity()) == {"images_per_s": 4.0, "batch": 4}
+    assert tried == [1, 2, 4, 8, 16]
+    clock({1: 1.0, 2: 1.0})
+    assert throughput(nn.Identity()) == {"images_per_s": 2.0, "batch": 2}
+    assert tried == [1, 2, 4]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    found = latency(CSAMNet(4), 128, "cuda", runs=3)
+    assert 0 < found["peak_memory_mb"] < 500
+    assert throughput(CSAMNet(4), "cuda", size=128, batches=(1, 2))["batch"] in (1, 2)
