@@ -96,6 +96,9 @@ def site(tmp_path_factory) -> Path:
             left_out = shutil.ignore_patterns("*.safetensors", "__pycache__")
             shutil.copytree(ROOT / name, copy / name, ignore=left_out)
     shutil.copy(ROOT / "_config.yml", copy)
+    (copy / "data").mkdir()
+    for card in (ROOT / "data").glob("*.md"):
+        shutil.copy(card, copy / "data")
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     toc["parts"].append({"caption": "Test", "chapters": [{"file": STAND_IN}]})
     (copy / "_toc.yml").write_text(yaml.safe_dump(toc))
