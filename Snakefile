@@ -6,7 +6,7 @@ from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
 
-from csamnet.config import make_config
+from csamnet.config import experiment, make_config
 from csamnet.datasets import DATASETS as TABLE
 from csamnet.files import sha256_file
 from csamnet.readers import READERS
@@ -16,6 +16,7 @@ from csamnet.samples import MAKERS
 DATASETS = [name for name in TABLE if name in MAKERS]  # the nine of the paper
 MEASURED = ["MoNuSeg", "LIDC-IDRI"]  # with runs on real images under results/
 PROFILE, SEED = config.get("profile", "sample"), config.get("seed", 0)
+EXPERIMENT, SEEDS = "MoNuSeg", int(config.get("seeds", 1))  # of the comparison and the ablation
 RELEASES = str(config.get("data") or "")  # folder of real releases; look-alikes are made where it is empty
 ROOT = "data/prepared" if RELEASES else "data/prepared/samples"
 
@@ -25,12 +26,14 @@ if PROFILE != "sample" and not RELEASES:
 
 wildcard_constraints:
     dataset="|".join(DATASETS),
+    kind="comparison|ablation",
 
 
 localrules:
     all,
     sample,
     measured,
+    measured_experiment,
     vendor,
     book,
 
@@ -71,6 +74,24 @@ def run(wildcards, input):
     """The fingerprint of the training that a notebook shows."""
     made = make_config(PROFILE, dataset=wildcards.dataset, seed=SEED)
     return fingerprint(made, sha256_file(input.manifest))
+
+
+def config_of(model, seed=SEED):
+    return make_config(PROFILE, dataset=EXPERIMENT, model=model, seed=seed)
+
+
+def runs(wildcards):
+    """With real images, each training of an experiment is a job of its own; on samples they are too short for that."""
+    if PROFILE == "sample":
+        return []
+    configs = [config_of(model, seed) for model in experiment(wildcards.kind, PROFILE) for seed in range(SEEDS)]
+    return [f"results/{EXPERIMENT}/{made.name}/test/summary.json" for made in configs]
+
+
+def experiments(wildcards, input):
+    """The fingerprints of an experiment's trainings."""
+    manifest = sha256_file(input.manifest)
+    return [fingerprint(config_of(model), manifest) for model in experiment(wildcards.kind, PROFILE)]
 
 
 def results(wildcards):
@@ -125,6 +146,55 @@ rule notebook:
         "csamnet notebook {input.template} {output} -p dataset={wildcards.dataset} {params.given}"
 
 
+rule trained:
+    input:
+        manifest=f"{ROOT}/{{dataset}}/manifest.csv",
+    output:
+        update("results/{dataset}/{model}-{profile}-seed{seed}/test/summary.json"),
+    params:
+        fingerprint=lambda wildcards, input: fingerprint(
+            config_of(wildcards.model, int(wildcards.seed)), sha256_file(input.manifest)
+        ),
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=16_000,
+        runtime=24 * 60,
+    shell:
+        "csamnet train {wildcards.dataset} --model {wildcards.model} --profile {wildcards.profile} --seed {wildcards.seed} && "
+        "csamnet evaluate results/{wildcards.dataset}/{wildcards.model}-{wildcards.profile}-seed{wildcards.seed}"
+
+
+rule experiment:
+    input:
+        runs,
+        template="notebooks/{kind}.ipynb",
+        manifest=f"{ROOT}/{EXPERIMENT}/manifest.csv",
+        first=f"book/executed/{EXPERIMENT}.ipynb",  # trains the network that the others are held against
+    output:
+        "book/executed/{kind}.ipynb",
+    params:
+        given=f"-p dataset={EXPERIMENT} -p profile={PROFILE} -p seeds={SEEDS}" + ("" if RELEASES else f" -p root={ROOT}"),
+        fingerprints=experiments,
+        page=lambda wildcards: text(f"notebooks/{wildcards.kind}.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py"),
+    priority: 1  # the longest
+    shell:
+        "csamnet notebook {input.template} {output} {params.given}"
+
+
+rule measured_experiment:
+    input:
+        template="notebooks/{kind}.ipynb",
+        trained="book/executed/{kind}.ipynb",
+    output:
+        "book/executed/{kind}-measured.ipynb",
+    params:
+        results=results,
+        page=lambda wildcards: text(f"notebooks/{wildcards.kind}.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py"),
+    shell:
+        f"csamnet notebook {{input.template}} {{output}} -p dataset={EXPERIMENT} -p measured=1"
+
+
 rule measured:
     input:
         template="notebooks/measured.ipynb",
@@ -151,6 +221,7 @@ rule book:
     input:
         expand("book/executed/{dataset}.ipynb", dataset=DATASETS),
         expand("book/executed/{dataset}-measured.ipynb", dataset=MEASURED),
+        expand("book/executed/{kind}{on}.ipynb", kind=["comparison", "ablation"], on=["", "-measured"]),
         "book/vendor/stamp",
     output:
         "_build/html/index.html",

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from csamnet.config import MODELS, make_config
+from csamnet.config import RIVALS, SIZES, make_config
 from csamnet.files import InputError
 from csamnet.paths import DOWNLOADS, PREPARED, RESULTS, SAMPLES
 
@@ -163,7 +163,7 @@ def train(
     root: Root = PREPARED,
     profile: Annotated[str, typer.Option(help="paper | cpu | short | sample")] = "paper",
     seed: Annotated[int, typer.Option(help="Of the initial weights, crops and augmentation.")] = 0,
-    model: Annotated[str | None, typer.Option(help=" | ".join(MODELS))] = None,
+    model: Annotated[str | None, typer.Option(help=f"CSAMNet-{'|'.join(SIZES)}, UNet, ...: see config.MODELS")] = None,
     precision: Annotated[str | None, typer.Option(help="auto | bf16 | fp16 | fp32")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network (worth it on a GPU).")] = False,
     settings: Annotated[list[str], typer.Option("--set", help="Any other setting, KEY=VALUE; repeatable.")] = [],  # noqa: B006
@@ -267,6 +267,20 @@ def notebook(
     from csamnet.notebooks import run_notebook
 
     run_notebook(template, out, dict(map(_setting, parameter)))
+
+
+@command
+def complexity(
+    models: Annotated[list[str] | None, typer.Argument(help="Networks; all at full size where none is named.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.", show_default="results/complexity")] = RESULTS
+    / "complexity",
+    device: Device = "auto",
+):
+    """Count and time the networks of the comparison: parameters, multiply-adds, latency, memory, images per second."""
+    from csamnet.complexity import measure_costs
+
+    names = models or ["CSAMNet-S", "CSAMNet-M", "CSAMNet-L", *RIVALS]
+    console.print(measure_costs(names, out, device, say=console.print), soft_wrap=True)
 
 
 @command

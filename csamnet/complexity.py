@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -14,10 +15,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from csamnet.baselines import PUBLISHED, build
-from csamnet.config import MODELS
-from csamnet.evaluate import autocast, pick_device
-from csamnet.model import CSAMNet
+from csamnet.baselines import PUBLISHED
+from csamnet.config import make_config
+from csamnet.evaluate import autocast, build_model, pick_device, pick_precision
+from csamnet.files import read_json, write_json
+from csamnet.results import hardware, libraries
 
 
 def complexity(model: nn.Module, size: int = 256) -> dict[str, int]:
@@ -52,11 +54,10 @@ def complexity_table(size: int = 256) -> pd.DataFrame:
 
 
 def full_size(name: str) -> nn.Module:
-    """A network of the paper's table by the paper's name; `CSAMNet` is size S."""
-    if name.startswith("CSAMNet"):
-        return CSAMNet(**MODELS["CSAMNet-S" if name == "CSAMNet" else name])
-    with torch.device("meta"):
-        return build(name)
+    """A network of the paper's table by the paper's name, the rivals without values; `CSAMNet` is size S."""
+    own = name.startswith("CSAMNet")
+    with nullcontext() if own else torch.device("meta"):
+        return build_model(make_config(model="CSAMNet-S" if name == "CSAMNet" else name))
 
 
 def latency(
@@ -116,6 +117,44 @@ def throughput(
         elif rate < 0.9 * best["images_per_s"]:
             break
     return best
+
+
+def measure_costs(
+    models: Sequence[str], out: Path | str, device: str = "auto", say: Callable[[str], None] = print
+) -> Path:
+    """Count and time full-size networks at 256 and 1024 pixels; write `<out>/<device>.json`, one network at a time.
+
+    A network that the file already has, of the same libraries and hardware, is not measured again. Raises InputError
+    for an unknown name.
+    """
+    place = pick_device(device)
+    about = {
+        "hardware": hardware(place),
+        "libraries": libraries(),
+        "precision": pick_precision("auto", place),
+        "rows": [],
+    }
+    path = Path(out) / f"{re.sub(r'[^A-Za-z0-9]+', '-', about['hardware']['device'])}.json"
+    if path.exists() and all((old := read_json(path))[key] == about[key] for key in ("hardware", "libraries")):
+        about["rows"] = [row for row in old["rows"] if row["model"] not in models]
+        known = {row["model"]: row for row in old["rows"]}
+    else:
+        known = {}
+    for name in [make_config(model=name).model for name in models]:
+        row = known.get(name) or {"model": name} | _measured(name, device)
+        about["rows"] = [*about["rows"], row]
+        write_json(path, about)
+        say(f"{name}: {1e3 * row['seconds_256']:.0f} ms, {row['images_per_s']:.1f} images/s")
+    return path
+
+
+def _measured(name: str, device: str) -> dict[str, float]:
+    """Everything about one network with random weights: neither counts nor times depend on them."""
+    network = build_model(make_config(model=name))
+    row = complexity(network)
+    for size in (256, 1024):
+        row |= {f"{key}_{size}": value for key, value in latency(network, size, device, runs=3, warmup=1).items()}
+    return row | throughput(network, device, runs=3)
 
 
 def _reset_peak(device: torch.device) -> bool:

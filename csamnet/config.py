@@ -8,11 +8,50 @@ from dataclasses import asdict, dataclass, fields
 from csamnet.datasets import DATASETS
 from csamnet.files import InputError
 
-SIZES = {"XS": 16, "S": 32, "M": 40, "L": 72}
-"""Widths. S is the released network; M and L are our reading of the paper's bubble chart; XS is ours, for trials."""
+SIZES = {"XXS": 8, "XS": 16, "S": 32, "M": 40, "L": 72}
+"""Widths. S is the released network; M and L are our reading of the paper's bubble chart; XS and XXS are for trials."""
 
-MODELS: dict[str, dict] = {f"CSAMNet-{size}": {"width": width} for size, width in SIZES.items()}
-"""Name of a model -> keyword arguments of `csamnet.model.CSAMNet`. A variant is an entry, not a subclass."""
+VARIANTS: dict[str, dict] = {
+    "no-DCF": {"dcf": "none"},
+    "DC-only": {"dcf": "dc"},
+    "Fusion-only": {"dcf": "fusion"},
+    "concatenation": {"csam": "concat"},
+    "channel-only": {"csam": "channel"},
+    "context-only": {"csam": "context"},
+    "no-alignment": {"align": False},
+    "no-ASPP": {"aspp": False},
+    "no-DropBlock": {"drop_rate": 0.0},
+}
+"""The ablation: name -> what is changed of the full network."""
+
+RIVALS = ("UNet", "SegNet", "AttUNet", "StarDist", "HoVer-Net", "DoubleU-Net", "CellPose", "DCSAU-Net", "CPP-Net",
+          "HoVer-NeXt", "CellViT", "BIDCell", "CellViT-SAM")  # fmt: skip
+"""The networks that the paper compares with, in the order of its table."""
+
+MODELS: dict[str, dict] = {
+    **{f"CSAMNet-{size}": {"width": width} for size, width in SIZES.items()},
+    **{f"CSAMNet-{s}-{name}": {"width": SIZES[s]} | changes for s in ("XS", "S") for name, changes in VARIANTS.items()},
+    **{name: {"name": name, "size": "full"} for name in RIVALS},
+    **{f"{name}-small": {"name": name, "size": "small"} for name in RIVALS},
+    "Otsu": {"name": "Otsu", "size": "full"},  # the threshold on colour, which is measured and not trained
+}
+"""Name of a model -> keyword arguments of `csamnet.model.CSAMNet`, or with a `name` those of `csamnet.baselines.build`.
+
+A variant is an entry, not a subclass. The rivals' small sizes are for look-alike data."""
+
+
+def experiment(kind: str, profile: str) -> list[str]:
+    """The models of a `comparison` or an `ablation`, the one that the others are held against first.
+
+    On look-alikes it is size XS against the rivals' small sizes. Raises InputError for another kind.
+    """
+    _known("experiment", kind, ("comparison", "ablation"))
+    _known("profile", profile, PROFILES)
+    size, small = ("XS", "-small") if profile == "sample" else ("S", "")
+    if kind == "comparison":
+        return [f"CSAMNet-{size}", *(f"{name}{small}" for name in RIVALS)]
+    others = ("XXS",) if profile == "sample" else ("M", "L")
+    return [f"CSAMNet-{end}" for end in (size, *(f"{size}-{name}" for name in VARIANTS), *others)]
 
 
 @dataclass(frozen=True)
@@ -96,11 +135,14 @@ PROFILES: dict[str, dict] = {
     "short": {"epochs": 8, "lr": 2e-3, "ema": 0.99},
     "sample": {
         "model": "CSAMNet-XS",
-        "epochs": 6,
-        "steps_per_epoch": 20,
+        "epochs": 4,
+        "steps_per_epoch": 30,
+        "batch": 4,
         "tile": 128,
-        "lr": 4e-3,
-        "ema": 0.95,
+        "lr": 6e-3,
+        "warmup": 0.15,
+        "clip": 10.0,
+        "ema": 0.9,
         "precision": "fp32",
         "overlap": 0.25,
         "val_overlap": 0.0,

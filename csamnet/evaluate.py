@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from csamnet import baselines
+from csamnet.baselines.otsu import otsu_haematoxylin
 from csamnet.config import MODELS, RunConfig
 from csamnet.data import Sample, load_split, to_input
 from csamnet.datasets import DATASETS
@@ -22,6 +25,7 @@ from csamnet.metrics import (
     COLUMNS,
     METRICS,
     average_precision,
+    coarse,
     confusion,
     curves,
     from_counts,
@@ -31,6 +35,7 @@ from csamnet.metrics import (
     score_histogram,
 )
 from csamnet.model import CSAMNet, extend, load_strictly, load_weights
+from csamnet.paths import RESULTS
 from csamnet.results import (
     data_card,
     fingerprint,
@@ -40,11 +45,14 @@ from csamnet.results import (
     read_run,
     read_seen,
     read_summary,
+    run_folder,
 )
 
 
 def build_model(config: RunConfig) -> nn.Module:
-    return CSAMNet(**MODELS[config.model])
+    """The network of a run, with weights at random."""
+    options = MODELS[config.model]
+    return baselines.build(**options) if "name" in options else CSAMNet(**options)
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -165,7 +173,7 @@ def validation_scores(counts: np.ndarray, histogram: np.ndarray) -> dict[str, fl
     return {"val_miou": pixels["miou"], "val_dice": pixels["dice"], "val_ap": average_precision(histogram)}
 
 
-def load_run(folder: Path | str, device: str = "auto") -> tuple[CSAMNet, RunConfig]:
+def load_run(folder: Path | str, device: str = "auto") -> tuple[nn.Module, RunConfig]:
     """The trained network of a run folder, in inference mode, and its configuration.
 
     Raises InputError where the folder is no run, and where its training has not ended.
@@ -211,8 +219,23 @@ def evaluate(
     if (read_summary(folder, out.name) or {}).get("fingerprint") == fresh:
         return out
     about = {"data": card, "seen": len(seen), "hardware": hardware(next(model.parameters()).device)}
-    rows, histograms = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
-    return write_evaluation(out, rows, histograms, config, about | {"fingerprint": fresh})
+    measured = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
+    return write_evaluation(out, *measured, config, about | {"fingerprint": fresh})
+
+
+def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RESULTS) -> Path:
+    """The threshold on colour in the place of a run's network, measured like it; return its run folder."""
+    config = replace(config, model="Otsu", seed=0)
+    card, folder = data_card(root, config.dataset), run_folder(config, results)
+    fresh, device = fingerprint(config, card["manifest_sha256"], "evaluate"), torch.device("cpu")
+    if (read_summary(folder) or {}).get("fingerprint") == fresh:
+        return folder
+    about = {"data": card, "hardware": hardware(device), "fingerprint": fresh}
+    write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict(), "parameters": 0})
+    samples, parts = load_split(root, config.dataset, "test"), get_subsets(config.dataset)
+    measured = measure(otsu_haematoxylin, samples, config, parts, None)
+    write_evaluation(folder / "test", *measured, config, about | {"seen": 0})
+    return folder
 
 
 def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split: str) -> list[str]:
@@ -233,24 +256,33 @@ def get_subsets(dataset: str) -> dict[str, tuple[str, ...]]:
     return DATASETS[dataset].subsets if dataset in DATASETS else {}
 
 
-def measure(predict: Callable, samples: list[Sample], config: RunConfig, subsets: dict, on_image) -> tuple[list, dict]:
-    """A row of measures for each sample, and score histograms: under "" of all, under its name of each subset."""
+def measure(
+    predict: Callable, samples: list[Sample], config: RunConfig, subsets: dict, on_image
+) -> tuple[list[dict], dict[str, np.ndarray], np.ndarray]:
+    """A row of measures for each sample; score histograms, under "" of all, under its name of each subset; and the
+    coarse histogram of each sample, (n, 2, bins).
+    """
     histograms = {name: np.zeros((2, BINS), np.int64) for name in ("", *subsets)}
-    rows = []
+    rows, each = [], []
     for done, sample in enumerate(samples, 1):
         image, own = sample.image(), np.zeros((2, BINS), np.int64)
         row = image_metrics(predict(image), sample.mask(), sample.labels(), threshold=config.threshold, total=own)
         for name, histogram in histograms.items():
             histogram += own * (not name or sample.organ in subsets[name])
+        each.append(coarse(own))
         place = {"name": sample.name, "group": sample.group, "organ": sample.organ}
         rows.append(place | {"height": image.shape[0], "width": image.shape[1]} | row)
         if on_image:
             on_image(done, len(samples))
-    return rows, histograms
+    return rows, histograms, np.array(each, np.uint32)
 
 
-def write_evaluation(out: Path, rows: list[dict], histograms: dict, config: RunConfig, about: dict) -> Path:
-    """Write `per_image.csv`, `curves.csv` (precision-recall and ROC) and, last, `summary.json`."""
+def write_evaluation(
+    out: Path, rows: list[dict], histograms: dict, each: np.ndarray, config: RunConfig, about: dict
+) -> Path:
+    """Write `per_image.csv`, `scores.npz`, `curves.csv` (precision-recall and ROC) and, last, `summary.json`."""
+    with atomic(out / "scores.npz") as temporary:
+        np.savez_compressed(temporary, histograms=each)
     places = ["name", "group", "organ", "height", "width"]
     _write_csv(out / "per_image.csv", pd.DataFrame(rows)[[*places, *COLUMNS]])
     _write_csv(out / "curves.csv", curves(histograms[""]))

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from skimage.color import rgb2hed
 
-from csamnet.config import RunConfig, make_config
+from csamnet.baselines.otsu import otsu_haematoxylin
+from csamnet.compare import collect
+from csamnet.config import PROFILES, SIZES, RunConfig, experiment, make_config
 from csamnet.data import Sample, load_split
 from csamnet.datasets import Dataset, get_dataset
-from csamnet.evaluate import load_run, predictor
+from csamnet.evaluate import evaluate, evaluate_otsu, load_run, predictor
 from csamnet.figures import View, spread
 from csamnet.files import InputError, atomic, read_json
 from csamnet.inference import load, predict
 from csamnet.instances import instances_from_probability
 from csamnet.paths import PREPARED, RESULTS, ROOT
 from csamnet.prepare import prepare
-from csamnet.results import find_runs, read_config, read_images, read_summary
+from csamnet.results import find_runs, read_config, read_images, read_run, read_summary
 from csamnet.samples import make_sample
-from csamnet.tables import markdown
+from csamnet.tables import KINDS, markdown, place
+from csamnet.train import train
 
 # ------------------------------------------------------------------------------------------ parameters
 
@@ -69,9 +74,90 @@ def notebook_runs(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[st
     dataset, results = get_dataset(given["dataset"]).name, Path(given.get("results") or RESULTS)
     for folder in find_runs(results, dataset=dataset):
         config, summary = read_config(folder), read_summary(folder)
-        if summary and summary["data"]["kind"] == "real":
+        if summary and summary["data"]["kind"] == "real" and config.model.removeprefix("CSAMNet-") in SIZES:
             groups.setdefault((config.steps * config.batch, config.model, config.profile), []).append(folder)
     return dataset, results, groups[max(groups)] if groups else []
+
+
+def experiment_runs(
+    kind: str, namespace: MutableMapping, allowed: Sequence[str], say: Callable[[str], None] = print
+) -> tuple[RunConfig, Path, Path, str, dict[str, list[Path]]]:
+    """Train and measure what a `comparison` or an `ablation` still lacks; a model's runs, a folder a seed.
+
+    With `measured` among the parameters nothing is trained: the runs on real data in the results folder are taken, of
+    the profile by which most of the models were run. Returns the first model's configuration, root, results, device
+    and the runs.
+    """
+    given = checked(namespace, allowed)
+    if given["measured"]:
+        given["profile"] = most_run(kind, given["dataset"], Path(given["results"] or RESULTS))
+    names = experiment(kind, given["profile"])
+    if not isinstance(given["seeds"], int) or given["seeds"] < 1:
+        raise InputError("seeds cannot be used", expected="how many, 1 or more", found=repr(given["seeds"]))
+    if given["models"]:
+        chosen = [name.strip() for name in given["models"].split(",")]
+        names = names[:1] + [make_config(model=name).model for name in chosen if name != names[0]]
+    asked = {key: given[key] for key in given if key not in ("models", "seeds", "measured")}
+    config, root, results, device = notebook_config(asked | {"model": names[0]}, [*asked, "model"])
+    if given["measured"]:
+        found = collect(config.dataset, config.profile, results)
+        own = {name: found[name] for name in [*names, *(["Otsu"] if kind == "comparison" else [])] if name in found}
+        return config, root, results, device, own
+    prepared(config, root)
+    runs: dict[str, list[Path]] = {}
+    for name, seed in product(names, range(given["seeds"])):
+        folder = train(replace(config, model=name, seed=seed), root, results=results, device=device)
+        evaluate(folder, root, device=device)
+        runs.setdefault(name, []).append(folder)
+        say(f"{folder.name}: test mIoU {100 * read_summary(folder)['pooled']['miou']:.2f} %")
+    if kind == "comparison" and get_dataset(config.dataset, root).modality.startswith("H&E"):
+        runs["Otsu"] = [evaluate_otsu(config, root, results)]
+    return config, root, results, device, runs
+
+
+def most_run(kind: str, dataset: str, results: Path) -> str:
+    """The profile by which most models of an experiment were run on real data; of several, the longest."""
+    names = {*experiment(kind, "paper"), "Otsu"}
+    counts = {
+        profile: len(names & collect(dataset, profile, results).keys()) for profile in PROFILES if profile != "sample"
+    }
+    return max(counts, key=lambda profile: (counts[profile], make_config(profile).steps))
+
+
+def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
+    """What an experiment's page tells of: data, budget, seeds, hardware; or that there are no runs. In Markdown."""
+    if not runs:
+        return (
+            f"**Not run.** There is no finished run of profile *{config.profile}* on {config.dataset} in the results."
+        )
+    found = [read_run(folder) for folders in runs.values() for folder in folders]
+    kind, counts = found[0]["data"]["kind"], found[0]["data"]["counts"]
+    places = "; ".join(dict.fromkeys(place(run["hardware"]) for run in found if run["parameters"]))
+    images = f"{counts['train']} training, {counts['val']} validation and {counts['test']} test images"
+    seeds = sorted({len(folders) for name, folders in runs.items() if name != "Otsu"})
+    many = " to ".join(map(str, seeds)) + " seed" + "s" * (seeds[-1] > 1)
+    small = " The rivals are of their small sizes, which have the same code." if config.profile == "sample" else ""
+    budget = f"{config.epochs} epochs of {config.steps_per_epoch} steps of {config.batch} crops of {config.tile} pixels"
+    return (
+        f"**{KINDS[kind].capitalize()}**, {config.dataset}: {images}; {len(runs)} methods, {many} each; {budget}; "
+        f"trained on {places}.{small}"
+    )
+
+
+def look_at(runs: Mapping[str, Sequence[Path]], root: Path, device: str = "auto") -> dict[str, View]:
+    """One test image as every method sees it, by its first seed: the image of median Dice of the first method."""
+    table = read_images(next(iter(runs.values()))[0]).dropna(subset="dice").sort_values("dice")
+    name, views = table["name"].iloc[len(table) // 2], {}
+    for model, folders in runs.items():
+        config, row = read_config(folders[0]), read_images(folders[0]).set_index("name").loc[name]
+        (sample,) = (s for s in load_split(root, config.dataset, "test") if s.name == name)
+        predict = otsu_haematoxylin if model == "Otsu" else predictor(*load_run(folders[0], device))
+        image, labels = sample.image(), sample.labels()
+        labels = instances_from_probability(sample.mask()) if labels is None else labels
+        views[model] = View(
+            name, sample.organ, image, sample.mask(), labels, predict(image), config.threshold, row.dice
+        )
+    return views
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -159,7 +245,8 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
     """Execute `template` with `parameters` into `out`, whole or not at all; print what its cells print.
 
     Cells tagged `annotated` are left out for a data set without annotation, those tagged `unannotated` for any
-    other. Raises InputError for parameters that the template does not have, or that its first cells refuse.
+    other, and those tagged `pictures` with the parameter `measured`. Raises InputError for parameters that the
+    template does not have, or that its first cells refuse.
     """
     import nbformat
     import papermill
@@ -171,11 +258,11 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
         expected, found = ", ".join(known), ", ".join(unknown)
         raise InputError("unknown parameter", path=template, expected=expected, found=found)
     entry = get_dataset(parameters.get("dataset", "MoNuSeg"), parameters.get("root") or PREPARED)
-    given = {"dataset": entry.name}
+    given, measured = {"dataset": entry.name}, bool(parameters.get("measured"))
     given |= {key: str(Path(parameters[key]).resolve()) for key in ("root", "results") if parameters.get(key)}
     options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout}
     with atomic(out) as temporary:
-        nbformat.write(choose(nbformat.read(template, as_version=4), entry), temporary)
+        nbformat.write(choose(nbformat.read(template, as_version=4), entry, measured), temporary)
         try:
             papermill.execute_notebook(str(temporary), str(temporary), parameters | given, **options)
         except papermill.PapermillExecutionError as error:
@@ -183,12 +270,12 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
                 raise
             raise InputError(error.evalue) from None
         notebook = nbformat.read(temporary, as_version=4)
-        nbformat.write(tidy(notebook, entry.title or entry.name), temporary)
+        nbformat.write(tidy(notebook, (entry.title or entry.name) + ", real images" * measured), temporary)
 
 
-def choose(notebook, entry: Dataset):
-    """The cells of a template that a data set can use."""
-    other = {"unannotated" if entry.annotated else "annotated"}
+def choose(notebook, entry: Dataset, measured: bool = False):
+    """The cells of a template that a data set can use; of a page that only reads results, those without pictures."""
+    other = {"unannotated" if entry.annotated else "annotated", *["pictures"] * measured}
     notebook.cells = [cell for cell in notebook.cells if not other & set(cell.metadata.get("tags", []))]
     return notebook
 

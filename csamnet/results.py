@@ -14,6 +14,7 @@ import platform
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from csamnet.config import MODELS, RunConfig, make_config
@@ -36,11 +37,14 @@ def run_folder(config: RunConfig, results: Path | str = RESULTS) -> Path:
     return Path(results) / config.dataset / config.name
 
 
-def code_sha256(step: str) -> str:
-    """Hash of the code that `step` runs; comments, docstrings and layout do not count."""
-    digest = hashlib.sha256()
-    for name in CODE[step]:
-        tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+def code_sha256(step: str, model: str = "") -> str:
+    """Hash of the code that `step` runs on `model`; comments, docstrings and layout do not count."""
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    files = [here / f"{name}.py" for name in CODE[step]]
+    if "name" in MODELS.get(model, ()):
+        files += sorted((here / "baselines").glob("*.py"))
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         digest.update(ast.unparse(_without_docstrings(tree)).encode())
     return digest.hexdigest()
 
@@ -57,7 +61,8 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 def fingerprint(config: RunConfig, manifest_sha256: str = "", step: str = "train") -> str:
     """One hash of configuration, data and code: a run is stale when, and only when, it has changed."""
     network = MODELS[config.model]
-    parts = {"config": config.to_dict(), "network": network, "data": manifest_sha256, "code": code_sha256(step)}
+    code = code_sha256(step, config.model)
+    parts = {"config": config.to_dict(), "network": network, "data": manifest_sha256, "code": code}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -125,10 +130,13 @@ def read_images(folder: Path | str, split: str = "test") -> pd.DataFrame:
     return pd.read_csv(Path(folder) / split / "per_image.csv", dtype=dict.fromkeys(("name", "group", "organ"), str))
 
 
-def over_seeds(folders: list[Path], split: str = "test", view: str = "pooled") -> pd.DataFrame:
-    """Mean, sd (one less than n below the line) and n over runs, a row a measure; `view` is pooled or mean."""
-    rows = [summary[view] for folder in folders if (summary := read_summary(folder, split))]
-    return pd.DataFrame(rows).astype(float).agg(["mean", "std", "count"]).T
+def read_scores(folder: Path | str, split: str = "test") -> np.ndarray | None:
+    """Score histograms (images, 2, bins) of an evaluation, in the order of `per_image.csv`; None where not kept."""
+    path = Path(folder) / split / "scores.npz"
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["histograms"]
 
 
 def libraries() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
@@ -9,6 +10,8 @@ from statistics import mean, stdev
 import pandas as pd
 
 from csamnet.config import RunConfig
+from csamnet.datasets import DATASETS
+from csamnet.files import read_json
 from csamnet.paths import PUBLISHED, RESULTS
 from csamnet.results import find_runs, read_config, read_run, read_summary
 
@@ -100,33 +103,194 @@ def place(hardware: dict) -> str:
     return f"{hardware['processor']}, {threads}" if hardware["device"] == "cpu" else hardware["device"]
 
 
-def against_paper(dataset: str, split: str = "test", results: Path | str | None = None) -> str:
-    """The paper's scores beside ours on real data, pooled: mean and sd over seeds; or that it was not run."""
-    runs: dict[str, dict[str, list[dict]]] = {name: {} for name in published(dataset)["model"] if "CSAMNet" in name}
+def against_paper(dataset: str, split: str = "test", results: Path | str | None = None, models: str = "CSAMNet") -> str:
+    """The paper's scores beside ours on real data, pooled: mean and sd over seeds; or that it was not run.
+
+    Of the networks whose name begins with `models`; "" is all.
+    """
+    names = [name for name in published(dataset)["model"] if name.startswith(models)]
+    runs: dict[str, dict[str, list[dict]]] = {name: {} for name in names}
+    origins = published(dataset).set_index("model")["origin"].to_dict()
     for folder in find_runs(results or RESULTS, dataset=dataset):
         config, summary = read_config(folder), read_summary(folder, split)
-        if summary and summary["data"]["kind"] == "real":
+        if summary and summary["data"]["kind"] == "real" and config.model.startswith(models):
             runs.setdefault(config.model, {}).setdefault(config.profile, []).append(summary | {"run": read_run(folder)})
     rows = []
     for model, profiles in runs.items():
         paper = paper_scores(dataset, model)
-        rows += [row for profile, found in profiles.items() for row in _rows(f"{model}, {profile}", found, paper)]
+        rows += [
+            row
+            for profile, found in profiles.items()
+            for row in _rows(f"{model}, {profile}", found, paper, origins.get(model, ""))
+        ]
         if not profiles:
-            rows += [[model, TITLES[k], show(k, v), "", "", "", "*not run*", ""] for k, v in paper.items()]
-    head = ["network, profile", "measure", "paper", "ours", "difference", "seeds", "status", "trained on"]
+            rows += [
+                [model, TITLES[k], show(k, v), read_from(origins[model], k), "", "", "", "*not run*", ""]
+                for k, v in paper.items()
+            ]
+    head = ["network, profile", "measure", "paper", "read from", "ours", "difference", "seeds", "status", "trained on"]
     return markdown(head, rows, "paper,ours,difference,seeds")
 
 
-def _rows(name: str, found: list[dict], paper: dict) -> list[list[str]]:
+def read_from(origin: str, key: str) -> str:
+    """Whether the paper prints a number or it was read off its chart, by the words of the table in book/published."""
+    return (
+        "print"
+        if TITLES.get(key, key).lower() in origin.split("printed")[0].lower() * ("printed" in origin)
+        else "chart"
+    )
+
+
+def costs_against_paper(dataset: str = "MoNuSeg") -> str:
+    """Parameters and multiply-adds that the paper prints or draws beside what we count, in Markdown.
+
+    The paper's M and G fit our counts where they are taken as 2**20 and 2**30, as `csamnet.complexity` says.
+    """
+    from csamnet.complexity import complexity_table
+
+    table, origins = complexity_table(), published(dataset).set_index("model")["origin"]
+    rows = []
+    for name, row in table.iterrows():
+        model = "CSAMNet-S" if name == "CSAMNet" else name
+        for title, printed, unit, ours, key in (
+            ("parameters", row.printed_m, 2**20, row.parameters, "parameters"),
+            ("multiply-adds", row.printed_g, 2**30, row.multiply_adds, "GMACs"),
+        ):
+            letter = "M" if unit == 2**20 else "G"
+            plain = f"{ours / (1e6 if unit == 2**20 else 1e9):.2f} {letter}"
+            if printed != printed:
+                rows.append([model, title, "", "", plain, f"{ours / unit:.2f}", ""])
+                continue
+            gap = f"{100 * (ours / unit / printed - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
+            rows.append(
+                [
+                    model,
+                    title,
+                    f"{printed:g} {letter}",
+                    read_from(origins[model], key),
+                    plain,
+                    f"{ours / unit:.2f}",
+                    gap,
+                ]
+            )
+    head = ["network", "cost", "paper", "read from", "counted", "in 2²⁰ or 2³⁰", "difference"]
+    return markdown(head, rows, "paper,counted,in 2²⁰ or 2³⁰,difference")
+
+
+def costs_measured(folder: Path | str | None = None) -> str:
+    """The tables that `csamnet complexity` wrote, one for each device, in Markdown; or that there are none."""
+    parts = []
+    for path in sorted(Path(folder or RESULTS, "complexity").glob("*.json")):
+        about = read_json(path)
+        rows = []
+        for row in about["rows"]:
+            timed = [f"{1e3 * row[f'seconds_{size}']:,.0f} ms" for size in (256, 1024)]
+            memory = [f"{row[f'peak_memory_mb_{size}']:,.0f} MiB" for size in (256, 1024)]
+            counted = [
+                f"{row['parameters'] / 1e6:.2f} M",
+                *(f"{row[key] / 1e9:.1f} G" for key in ("multiply_adds", "flops")),
+            ]
+            best = f"{row['images_per_s']:.1f} (batch {row['batch']})"
+            rows.append([row["model"], *counted, timed[0], memory[0], timed[1], memory[1], best])
+        head = [
+            "network",
+            "parameters",
+            "multiply-adds",
+            "FLOPs",
+            "256 × 256",
+            "memory",
+            "1024 × 1024",
+            "memory ",
+            "images/s",
+        ]
+        libraries = ", ".join(f"{name} {about['libraries'][name]}" for name in ("python", "torch"))
+        parts += [
+            f"**Measured** on {place(about['hardware'])}, {about['precision']}, {libraries}.",
+            markdown(head, rows, ",".join(head[1:])),
+        ]
+    return "\n\n".join(parts) or "*not run*: `csamnet complexity` measures it."
+
+
+def datasets_against_paper(results: Path | str | None = None, folder: Path = PUBLISHED) -> str:
+    """What the paper says of its data sets beside what the table and runs on real images found, in Markdown."""
+    plain = {re.sub(r"[\W_]", "", name).lower(): entry for name, entry in DATASETS.items()} | {
+        "inhousewsis": DATASETS["InHouse"]
+    }
+    rows = []
+    for row in pd.read_csv(Path(folder) / "datasets.csv", dtype=str).fillna("").to_dict("records"):
+        entry = plain[re.sub(r"[\W_]", "", row["dataset"]).lower()]
+        runs = [read_run(run) for run in find_runs(results or RESULTS, dataset=entry.name)]
+        counts = next((run["data"]["counts"] for run in runs if run["data"]["kind"] == "real"), None)
+        found = f"{sum(counts.values())} used" if counts else ""
+        status = KINDS["real"] if counts else "*not run*"
+        rows.append([row["dataset"], row["images"], row["objects"], found, status, row["note"]])
+    return markdown(["data set", "images, paper", "objects, paper", "images, ours", "status", "what to know"], rows)
+
+
+def _rows(name: str, found: list[dict], paper: dict, origin: str) -> list[list[str]]:
     """A row a headline measure of the runs `found`, one a seed."""
     where, rows = "; ".join(dict.fromkeys(place(summary["run"]["hardware"]) for summary in found)), []
     for key in HEADLINE:
         values = [summary["pooled"][key] for summary in found]
         gap = "" if None in values else difference(key, mean(values), paper.get(key))
         printed = show(key, paper[key]) if key in paper else ""
+        printed = [printed, read_from(origin, key) if key in paper else ""]
         ours = [show_seeds(key, values), gap, str(len(found)), KINDS["real"], where]
-        rows.append([name, TITLES[key], printed, *ours])
+        rows.append([name, TITLES[key], *printed, *ours])
     return rows
+
+
+# -------------------------------------------------------------------------------------- side by side
+
+
+def comparison(table: pd.DataFrame, reference: str) -> str:
+    """`compare.compare` as Markdown, best mIoU first; a best value is bold where the test tells it from all others."""
+    head = ["network", "seeds", "mIoU", "95 % interval", "p", "Dice", "AP", "AUC", "parameters", "multiply-adds"]
+    rows = []
+    for row in table.sort_values("miou", ascending=False).to_dict("records"):
+        values = {key: _with_spread(key, row) for key in HEADLINE}
+        ends = " to ".join(show("miou", row[f"miou_{end}"]).removesuffix(" %") for end in ("low", "high"))
+        p = "reference" if row["model"] == reference else show_p(row["miou_p"])
+        costs = (
+            [f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e9:.2f} G"]
+            if row["parameters"]
+            else ["", ""]
+        )
+        rows.append(
+            [row["model"], str(row["seeds"]), values["miou"], ends, p, *[values[k] for k in HEADLINE[1:]], *costs]
+        )
+    return markdown(head, rows, ",".join(head[1:]))
+
+
+def _with_spread(key: str, row: dict) -> str:
+    """`74.21 ± 0.35 %`, bold where it may be called best."""
+    text = show(key, row[key])
+    if row[f"{key}_sd"] == row[f"{key}_sd"]:
+        text = f"{text.removesuffix(' %')} ± {show(key, row[f'{key}_sd'])}"
+    return f"**{text}**" if row[f"{key}_best"] else text
+
+
+def show_p(p: float) -> str:
+    """A corrected p; below what 9,999 exchanges of signs can tell, so said."""
+    if p != p:
+        return "undefined"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def verdict(table: pd.DataFrame, reference: str, level: float = 0.05) -> str:
+    """What the tests of mIoU say, in a sentence or two, in Markdown."""
+    rows = table.set_index("model")
+    own, others = rows["miou_mean"][reference], rows.drop(reference)
+    told = others[others["miou_p"] < level]
+    better, worse = (sorted(told.index[told["miou_mean"] > own]), sorted(told.index[told["miou_mean"] < own]))
+    open_ = len(others) - len(told)
+    said = [f"better than {reference}: {', '.join(better)}" * bool(better), f"worse: {', '.join(worse)}" * bool(worse)]
+    found = "; ".join(part for part in said if part) or "none differs"
+    images = rows["images"][reference]
+    return (
+        f"Over {images} images and after correction for {len(others)} comparisons: {found}. "
+        f"Of {open_} the test cannot say whether they differ from {reference}."
+    )
 
 
 # ------------------------------------------------------------------------------------- in the notebooks

@@ -29,7 +29,7 @@ from csamnet.data import Atlas, load_split
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
 from csamnet.files import InputError, atomic, write_json
 from csamnet.losses import segmentation_loss
-from csamnet.model import CSAMNet, save_weights
+from csamnet.model import save_weights
 from csamnet.results import (
     RESULTS,
     SEEN,
@@ -106,7 +106,7 @@ def train(
 def train_epoch(
     fabric: Fabric,
     model,
-    network: CSAMNet,
+    network: nn.Module,
     ema: nn.Module,
     optimizer,
     atlas: Atlas,
@@ -294,7 +294,7 @@ def write_run(folder: Path, config: RunConfig, card: dict, fresh: str, fabric: F
         "config": config.to_dict(),
         "data": card,
         "fingerprint": fresh,
-        "code_sha256": code_sha256("train"),
+        "code_sha256": code_sha256("train", config.model),
         "libraries": libraries(),
         "hardware": hardware(fabric.device) | {"processes": fabric.world_size},
         "precision": pick_precision(config.precision, fabric.device),

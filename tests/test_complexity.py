@@ -14,6 +14,7 @@ from csamnet.baselines import PUBLISHED
 from csamnet.complexity import complexity, complexity_table, latency, throughput
 from csamnet.files import InputError
 from csamnet.model import CSAMNet
+from csamnet.tables import costs_measured
 
 
 class Attention(nn.Module):
@@ -64,7 +65,7 @@ def test_the_released_network():
 
 def test_table_of_all_networks(monkeypatch):
     monkeypatch.setattr(module, "complexity", lambda model, size: {"parameters": 7, "multiply_adds": size, "flops": 0})
-    monkeypatch.setattr(module, "build", lambda name: name)
+    monkeypatch.setattr(module, "full_size", lambda name: name)
     table = complexity_table(64)
     assert [*table.index] == [*PUBLISHED]
     assert (table["multiply_adds"] == 64).all()
@@ -144,3 +145,25 @@ def test_on_a_gpu():
     found = latency(CSAMNet(4), 128, "cuda", runs=3)
     assert 0 < found["peak_memory_mb"] < 500
     assert throughput(CSAMNet(4), "cuda", size=128, batches=(1, 2))["batch"] in (1, 2)
+
+
+def test_costs_are_measured_once_and_kept(tmp_path, monkeypatch):
+    calls = []
+
+    def timed(network, size, device, **_):
+        calls.append(size)
+        return {"seconds": size / 1000, "peak_memory_mb": 10.0}
+
+    monkeypatch.setattr(module, "latency", timed)
+    monkeypatch.setattr(module, "throughput", lambda *_, **__: {"images_per_s": 4.0, "batch": 2})
+    path = module.measure_costs(["CSAMNet-S"], tmp_path, "cpu", say=str)
+    assert path == module.measure_costs(["CSAMNet-S", "DCSAU-Net"], tmp_path, "cpu", say=str)
+    assert calls == [256, 1024] * 2, "what is there is not measured again"
+    table = costs_measured(tmp_path.parent / tmp_path.name)
+    assert table.startswith("*not run*"), "looks in <results>/complexity"
+    (tmp_path / "complexity").mkdir()
+    path.rename(tmp_path / "complexity" / path.name)
+    rows = costs_measured(tmp_path).splitlines()
+    assert rows[4] == "| CSAMNet-S | 6.76 M | 5.6 G | 11.1 G | 256 ms | 10 MiB | 1,024 ms | 10 MiB | 4.0 (batch 2) |"
+    with pytest.raises(InputError, match="unknown model"):
+        module.measure_costs(["UNett"], tmp_path, "cpu")

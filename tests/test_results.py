@@ -26,11 +26,9 @@ from csamnet.results import (
     hardware,
     is_done,
     libraries,
-    over_seeds,
     peak_memory_mb,
     read_config,
     read_run,
-    read_summary,
     run_folder,
 )
 
@@ -117,20 +115,6 @@ def test_runs_are_found_by_their_configuration(tmp_path):
     assert find_runs(tmp_path, model="CSAMNet-L") == []
     assert find_runs(tmp_path / "nowhere") == []
     assert read_config(second) == settings(seed=2)
-
-
-def test_spread_over_seeds_by_hand(tmp_path):
-    values = [0.70, 0.80, 0.90]
-    folders = [
-        write(tmp_path, seed=seed, summary={"pooled": {"miou": value, "aji": None}, "mean": {"miou": 0.5}})
-        for seed, value in enumerate(values)
-    ]
-    folders.append(write(tmp_path, seed=9))  # not evaluated
-    table = over_seeds(folders)
-    assert table.loc["miou"].tolist() == pytest.approx([0.8, 0.1, 3])
-    assert table.loc["aji", "count"] == 0
-    assert over_seeds(folders, view="mean").loc["miou", "std"] == 0
-    assert read_summary(folders[-1]) is None
 
 
 def test_folders_and_files_that_are_not_what_they_should_be(tmp_path):

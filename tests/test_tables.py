@@ -43,3 +43,79 @@ def test_the_papers_csamnet_is_size_s():
 @pytest.mark.parametrize(("key", "expected"), [("miou", "−1.00 %"), ("ap", "−0.0100")])
 def test_a_minus_is_a_minus_sign(key, expected):
     assert tables.show(key, -0.01) == expected
+
+
+# --------------------------------------------------------------------------------------- side by side
+
+
+def side_by_side() -> pd.DataFrame:
+    """What `compare.compare` gives, for a reference, one that is worse and one that the test cannot tell from it."""
+    rows = []
+    for model, miou, p, best in (
+        ("CSAMNet-S", 0.8, float("nan"), True),
+        ("UNet", 0.79, 0.4, False),
+        ("Otsu", 0.6, 0.0001, False),
+    ):
+        row = {
+            "model": model,
+            "seeds": 1 + (model == "CSAMNet-S"),
+            "images": 14,
+            "parameters": 7e6,
+            "multiply_adds": 5e9,
+        }
+        for key in ("miou", "dice", "ap", "auc"):
+            row |= {key: miou, f"{key}_sd": 0.01 if row["seeds"] > 1 else float("nan"), f"{key}_low": miou - 0.02}
+            row |= {
+                f"{key}_high": miou + 0.02,
+                f"{key}_mean": miou,
+                f"{key}_p": p,
+                f"{key}_best": best and key == "miou",
+            }
+        rows.append(row | ({"parameters": 0} if model == "Otsu" else {}))
+    return pd.DataFrame(rows)
+
+
+def test_only_what_the_test_allows_is_bold():
+    text = tables.comparison(side_by_side()[::-1], "CSAMNet-S")
+    first, second, last = text.splitlines()[2:]
+    assert first.startswith("| CSAMNet-S | 2 | **80.00 ± 1.00 %** | 78.00 to 82.00 | reference | 0.8000 ± 0.0100 |")
+    assert second.startswith("| UNet | 1 | 79.00 % | 77.00 to 81.00 | 0.400 |")
+    assert "< 0.001" in last
+    assert last.endswith("|   |   |"), "the threshold costs nothing"
+    assert text.count("**") == 2
+
+
+def test_the_verdict_names_what_differs_and_counts_what_does_not():
+    text = tables.verdict(side_by_side(), "CSAMNet-S")
+    assert "14 images" in text
+    assert "worse: Otsu" in text
+    assert "Of 1 the test cannot say" in text
+    alone = side_by_side().iloc[:2]
+    assert "none differs" in tables.verdict(alone, "CSAMNet-S")
+
+
+def test_where_a_number_was_read():
+    origin = "AP, AUC printed; the rest read off the bubble chart"
+    assert [tables.read_from(origin, key) for key in ("ap", "auc", "miou", "parameters")] == [
+        "print",
+        "print",
+        "chart",
+        "chart",
+    ]
+    assert tables.read_from("read off the bubble chart", "miou") == "chart"
+    assert tables.read_from("AP, AUC, mIoU, parameters printed; GMACs read off the bubble chart", "GMACs") == "chart"
+
+
+def test_costs_stand_in_the_units_in_which_they_agree():
+    lines = tables.costs_against_paper().splitlines()
+    (unet,) = [line for line in lines if line.startswith("| UNet | parameters")]
+    assert unet == "| UNet | parameters | 32.92 M | print | 34.52 M | 32.92 | +0.0 % |"
+    (own,) = [line for line in lines if line.startswith("| CSAMNet-S | parameters")]
+    assert "| 6.44 M | print | 6.76 M | 6.44 |" in own
+    assert any(line.startswith("| HoVer-NeXt | parameters |   |   |") for line in lines)
+
+
+def test_data_sets_that_were_not_run_say_so(tmp_path):
+    text = tables.datasets_against_paper(tmp_path)
+    assert text.count("*not run*") == 9
+    assert "| PUMA | 206 | 97429 |" in text

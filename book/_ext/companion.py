@@ -7,7 +7,9 @@ Roles
     {network}`CSAMNet-S:parameters`                            counted in the code; also CSAMNet-S:gmacs
 Directives
     {published} monuseg.csv                                    a table of the paper; `:columns:` picks some
-    {results-table} MoNuSeg                                    paper against ours; `:split:` is test
+    {results-table} MoNuSeg                                    paper against ours; `:split:` is test, `:models:` all
+    {costs-table} paper                                        costs of the paper's networks; or `measured` here
+    {datasets-table}                                           data sets of the paper against those used here
     {network-sizes}                                            the models of the code, counted
     {commands}                                                 the command line's commands and options
 """
@@ -20,19 +22,26 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 import typer
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
-from torch.utils.flop_counter import FlopCounterMode
 
 from csamnet.cli import app as command_line
-from csamnet.config import MODELS
-from csamnet.model import CSAMNet
+from csamnet.complexity import complexity
+from csamnet.config import SIZES, make_config
+from csamnet.evaluate import build_model
 from csamnet.results import read_summary
-from csamnet.tables import KINDS, against_paper, markdown, show_seeds
+from csamnet.tables import (
+    KINDS,
+    against_paper,
+    costs_against_paper,
+    costs_measured,
+    datasets_against_paper,
+    markdown,
+    show_seeds,
+)
 
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -75,10 +84,8 @@ def summaries(root: Path, run: str, split: str) -> list[dict]:
 @cache
 def count(model: str) -> tuple[int, float]:
     """Parameters, and G multiply-adds for an image of 256 x 256, of one of `MODELS`."""
-    network = CSAMNet(**MODELS[model]).eval().to("meta")  # shapes without values
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        network(torch.empty(1, 3, 256, 256, device="meta"))
-    return sum(p.numel() for p in network.parameters()), flops.get_total_flops() / 2e9
+    costs = complexity(build_model(make_config(model=model)))
+    return costs["parameters"], costs["multiply_adds"] / 1e9
 
 
 class Number(SphinxRole):
@@ -141,11 +148,23 @@ class Table(SphinxDirective):
 
 
 class ResultsTable(Table):
-    option_spec: ClassVar = {"split": directives.unchanged}
+    option_spec: ClassVar = {"split": directives.unchanged, "models": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
-        split = self.options.get("split", "test")
-        return self.parse(against_paper(self.arguments[0], split, self.root / "results"))
+        split, models = self.options.get("split", "test"), self.options.get("models", "")
+        return self.parse(against_paper(self.arguments[0], split, self.root / "results", models))
+
+
+class CostsTable(Table):
+    def run(self) -> list[nodes.Node]:
+        if self.arguments == ["measured"]:
+            return self.parse(costs_measured(self.root / "results"))
+        return self.parse(costs_against_paper())
+
+
+class DatasetsTable(Table):
+    def run(self) -> list[nodes.Node]:
+        return self.parse(datasets_against_paper(self.root / "results"))
 
 
 class Published(Table):
@@ -163,11 +182,12 @@ class Published(Table):
 class NetworkSizes(Table):
     def run(self) -> list[nodes.Node]:
         paper, rows = of_paper(self.root, "MoNuSeg"), []
-        for model, options in MODELS.items():
+        for size, width in SIZES.items():
+            model = f"CSAMNet-{size}"
             row, (parameters, gmacs) = paper.get(model, {}), count(model)
             parameters, gmacs = f"{parameters:,}", f"{gmacs:.2f}"
             printed = row.get("params_million"), row.get("gmacs_256")
-            rows.append([model, str(options.get("width", "")), printed[0], parameters, printed[1], gmacs])
+            rows.append([model, str(width), printed[0], parameters, printed[1], gmacs])
         head = ["Model", "Width", "Parameters (M) in the paper", "counted"]
         head += ["Multiply-adds (G) in the paper", "counted "]
         return self.parse(markdown(head, rows, ",".join(head[1:])))
@@ -211,6 +231,8 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("published", Published)
     app.add_directive("network-sizes", NetworkSizes)
     app.add_directive("results-table", ResultsTable)
+    app.add_directive("costs-table", CostsTable)
+    app.add_directive("datasets-table", DatasetsTable)
     app.add_directive("commands", Commands)
     app.connect("html-page-context", finish_page)
     app.connect("autodoc-skip-member", skip_fields)

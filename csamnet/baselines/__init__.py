@@ -34,7 +34,7 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
 
 SMALL: dict[str, dict] = {
     "UNet": {"width": 16, "levels": 4},
-    "SegNet": {"width": 16, "depths": (2, 2, 2, 2)},
+    "SegNet": {"width": 16, "depths": (1, 1, 1, 1)},
     "AttUNet": {"width": 16, "levels": 4},
     "StarDist": {"width": 8, "depths": (1, 1, 1, 1)},
     "HoVer-Net": {"width": 8, "depths": (1, 1, 1, 1), "kernel": 3},

@@ -1,0 +1,139 @@
+"""Methods side by side: spread over seeds, intervals over images, paired tests, and what may be called best.
+
+The unit is the image: pixels of one image are not independent, so neither an interval nor a test counts pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import permutation_test
+
+from csamnet.complexity import complexity
+from csamnet.config import VARIANTS, RunConfig
+from csamnet.evaluate import build_model
+from csamnet.metrics import COUNTS, average_precision, from_counts, roc_auc
+from csamnet.paths import RESULTS
+from csamnet.results import find_runs, read_config, read_images, read_scores, read_summary
+
+MEASURES = ("miou", "dice", "ap", "auc")
+RESAMPLES = 2000  # of the images, for an interval
+LEVEL = 0.05  # of a test, after correction
+
+
+def collect(dataset: str, profile: str, results: Path | str = RESULTS, split: str = "test") -> dict[str, list[Path]]:
+    """The evaluated runs of a profile on a data set: model -> a folder a seed."""
+    runs: dict[str, list[Path]] = {}
+    for folder in find_runs(results, dataset=dataset, profile=profile):
+        if read_summary(folder, split):
+            runs.setdefault(read_config(folder).model, []).append(folder)
+    return runs
+
+
+def compare(runs: Mapping[str, Sequence[Path]], reference: str = "CSAMNet-S", split: str = "test") -> pd.DataFrame:
+    """A row a model of `runs` (model -> a run folder a seed, all measured on the same images).
+
+    Columns: `model`, `seeds`, `images`, `parameters`, `multiply_adds` (of a 256 x 256 image); and for each of
+    MEASURES, called m: `m` pooled over the test pixels, mean over seeds; `m_sd` over seeds; `m_low` and `m_high`,
+    the 95 % bootstrap interval over images; `m_mean` over images; `m_p`, of the paired test of m over images against
+    `reference`, corrected for the number of models; `m_best`, whether m is highest and differs from all others.
+    """
+    table = pd.DataFrame([_row(model, folders, split) for model, folders in runs.items()])
+    for key in MEASURES:
+        values = {model: over_images(folders, key, split) for model, folders in runs.items()}
+        table[f"{key}_mean"] = [values[model].mean() for model in runs]
+        table[f"{key}_p"] = against(values, reference).to_numpy() if reference in values else np.nan
+        best = table["model"][table[f"{key}_mean"].fillna(-1).idxmax()]
+        others = against(values, best).drop(best)
+        table[f"{key}_best"] = (table["model"] == best) & bool(len(others) and (others < LEVEL).all())
+    return table
+
+
+def _row(model: str, folders: Sequence[Path], split: str) -> dict:
+    """What does not depend on the other models."""
+    summaries = [read_summary(folder, split) for folder in folders]
+    row = {"model": model, "seeds": len(folders), "images": summaries[0]["n"], **costs(read_config(folders[0]))}
+    for key, ends in intervals(folders, split).items():
+        values = pd.Series([summary["pooled"][key] for summary in summaries], dtype=float)
+        row |= {key: values.mean(), f"{key}_sd": values.std(), f"{key}_low": ends[0], f"{key}_high": ends[1]}
+    return row
+
+
+def costs(config: RunConfig) -> dict[str, int]:
+    """Parameters and multiply-adds of a run's network; the threshold on colour has none."""
+    if config.model == "Otsu":
+        return {"parameters": 0, "multiply_adds": 0}
+    counted = complexity(build_model(config))
+    return {key: counted[key] for key in ("parameters", "multiply_adds")}
+
+
+def over_images(folders: Sequence[Path], key: str, split: str = "test") -> pd.Series:
+    """A measure of each image, mean over seeds, by the image's name."""
+    return pd.concat([read_images(folder, split).set_index("name")[key] for folder in folders], axis=1).mean(axis=1)
+
+
+def intervals(
+    folders: Sequence[Path], split: str = "test", resamples: int = RESAMPLES
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of the pooled measures, the images drawn anew with replacement (Efron 1979).
+
+    All seeds see the same draws, and their values are averaged. AP and AUC are NaN where a run has no `scores.npz`.
+    """
+    count = len(read_images(folders[0], split))
+    draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)  # (resamples, images)
+    drawn = np.mean([_drawn(folder, split, draws) for folder in folders], axis=0)
+    ends = np.percentile(drawn, (2.5, 97.5), axis=0) if count > 1 else np.full((2, len(MEASURES)), np.nan)
+    return {key: tuple(ends[:, i]) for i, key in enumerate(MEASURES)}
+
+
+def _drawn(folder: Path, split: str, draws: np.ndarray) -> np.ndarray:
+    """MEASURES of each draw of images, (resamples, 4)."""
+    counts = draws @ read_images(folder, split)[[*COUNTS]].to_numpy()
+    pixels = pd.DataFrame([from_counts(*row) for row in counts.tolist()])[["miou", "dice"]].to_numpy()
+    scores = read_scores(folder, split)  # (images, 2, bins)
+    if scores is None:
+        return np.hstack([pixels, np.full_like(pixels, np.nan)])
+    pooled = np.tensordot(draws, scores, 1)
+    return np.hstack([pixels, [[average_precision(hist), roc_auc(hist)] for hist in pooled]])
+
+
+def against(values: Mapping[str, pd.Series], reference: str) -> pd.Series:
+    """p of each model's difference to `reference` over the images, corrected after Holm (1979); NaN for itself.
+
+    The sign of each image's difference is exchanged: all ways where they are few, else 9,999 at random.
+    """
+    p = {model: paired(series - values[reference]) for model, series in values.items() if model != reference}
+    return pd.Series(holm(p) | {reference: np.nan})[[*values]]
+
+
+def paired(differences: pd.Series) -> float:
+    """Two-sided p of a mean difference of zero, by exchanging signs. NaN below two images."""
+    found = differences.dropna().to_numpy()
+    if len(found) < 2 or not found.any():
+        return float("nan") if len(found) < 2 else 1.0
+    test = permutation_test((found,), np.mean, permutation_type="samples", vectorized=False, rng=0)
+    return float(test.pvalue)
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction; NaN stays and is not counted."""
+    ranked = pd.Series(p, dtype=float).dropna().sort_values()
+    factors = np.arange(len(ranked), 0, -1)
+    return dict(p) | np.minimum(ranked * factors, 1).cummax().to_dict()
+
+
+GROUPS = {"dcf": "Detail-context fusion", "csam": "Cross-scale attention"}
+
+
+def label_variants(table: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """`compare`'s table of an ablation with what each model changes: `group` and `label`, the full network first."""
+    rows = []
+    for model in table["model"]:
+        variant = model.removeprefix(f"{reference}-")
+        group = GROUPS.get(next(iter(VARIANTS.get(variant, ""))), "Single parts") if variant in VARIANTS else "Size"
+        rows.append(("", "full network") if model == reference else (group, variant.replace("CSAMNet-", "size ")))
+    groups = pd.DataFrame(rows, columns=["group", "label"], index=table.index)
+    return table.assign(**groups, own=table["model"] == reference).sort_values("own", ascending=False, kind="stable")

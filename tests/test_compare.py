@@ -1,0 +1,185 @@
+"""Comparison of methods: intervals and tests against values worked by hand, and better beats worse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import permutation_test
+from sklearn.metrics import average_precision_score, roc_auc_score
+from tiny import make_tree
+
+from csamnet.compare import MEASURES, against, collect, compare, holm, intervals, label_variants, paired
+from csamnet.config import MODELS, RIVALS, RunConfig, experiment
+from csamnet.evaluate import evaluate_otsu, measure, write_evaluation
+from csamnet.files import write_json
+from csamnet.metrics import BINS, average_precision, coarse, roc_auc, score_histogram
+from csamnet.results import read_scores, read_summary, run_folder
+
+
+class Image:
+    """A sample of which only the truth counts."""
+
+    def __init__(self, number: int, truth: np.ndarray):
+        self.name, self.group, self.organ, self.truth = f"{number:02d}", str(number), "organ", truth
+
+    def image(self) -> np.ndarray:
+        return self.truth
+
+    def mask(self) -> np.ndarray:
+        return self.truth
+
+    def labels(self):
+        return None
+
+
+def images(count: int) -> list[Image]:
+    rng = np.random.default_rng(5)
+    return [Image(i, rng.random((24, 24)) < rng.uniform(0.2, 0.5)) for i in range(count)]
+
+
+def method(noise: float, seed: int):
+    """A predictor that sees the truth through noise."""
+    rng = np.random.default_rng(seed)
+    return lambda truth: 1 / (1 + np.exp(-(4 * truth - 2 + rng.normal(0, noise, truth.shape)))).astype(np.float32)
+
+
+def run(results, model: str, noise: float, *, seed: int = 0, count: int = 12):
+    """A run folder of a method that sees the truth through noise."""
+    config = RunConfig(dataset="Toy", model=model, seed=seed, profile="short")
+    folder = run_folder(config, results)
+    about = {"data": {"name": "Toy", "kind": "sample"}}
+    write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict()})
+    measured = measure(method(noise, 100 * seed + len(model)), images(count), config, {}, None)
+    write_evaluation(folder / "test", *measured, config, about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    for seed in range(2):
+        run(folder, "CSAMNet-S", 1.5, seed=seed)
+    run(folder, "UNet", 1.5)
+    run(folder, "SegNet", 3.0)
+    return folder
+
+
+def test_worse_is_found_worse_and_equal_is_not(results):
+    table = compare(collect("Toy", "short", results)).set_index("model")
+    assert table["seeds"].to_dict() == {"CSAMNet-S": 2, "SegNet": 1, "UNet": 1}
+    assert table.loc["SegNet", "miou"] < table.loc["CSAMNet-S", "miou"] - 0.05
+    for key in MEASURES:
+        assert table.loc["SegNet", f"{key}_p"] < 0.01
+        assert table.loc["UNet", f"{key}_p"] > 0.05
+        assert np.isnan(table.loc["CSAMNet-S", f"{key}_p"])
+        assert not table[f"{key}_best"].any(), "two that the test cannot tell apart: none is marked"
+        assert (table[f"{key}_low"] < table[key]).all()
+        assert (table[key] < table[f"{key}_high"]).all()
+    assert np.isnan(table.loc["UNet", "miou_sd"])
+    assert table.loc["CSAMNet-S", "miou_sd"] > 0
+    assert table.loc["UNet", "parameters"] == 34_520_258
+
+
+def test_the_best_is_marked_where_the_test_allows_it(results):
+    runs = {model: folders for model, folders in collect("Toy", "short", results).items() if model != "UNet"}
+    table = compare(runs).set_index("model")
+    assert table["miou_best"].to_dict() == {"CSAMNet-S": True, "SegNet": False}
+
+
+def test_one_image_gives_no_interval_and_no_mark(tmp_path):
+    folders = {name: [run(tmp_path, name, noise, count=1)] for name, noise in (("CSAMNet-S", 1), ("UNet", 4))}
+    table = compare(folders)
+    assert table[["miou_low", "ap_high", "miou_p"]].isna().all(axis=None)
+    assert not table["miou_best"].any()
+
+
+def test_an_interval_is_that_of_resampled_images(results):
+    """Against a bootstrap of the pooled measures from the pixels themselves."""
+    folder = run_folder(RunConfig(dataset="Toy", model="UNet", profile="short"), results)
+    samples, predict = images(12), method(1.5, len("UNet"))
+    pairs = [(predict(sample.truth).ravel(), sample.truth.ravel()) for sample in samples]
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(400):
+        chosen = rng.integers(0, 12, 12)
+        score, truth = (np.concatenate([pairs[i][side] for i in chosen]) for side in (0, 1))
+        tp, fp, fn = ((score >= 0.5) & truth).sum(), ((score >= 0.5) & ~truth).sum(), ((score < 0.5) & truth).sum()
+        dice = 2 * tp / (2 * tp + fp + fn)
+        drawn.append([dice, average_precision_score(truth, score), roc_auc_score(truth, score)])
+    ends = np.percentile(drawn, (2.5, 97.5), axis=0)
+    found = intervals([folder])
+    for i, key in enumerate(("dice", "ap", "auc")):
+        width = ends[1, i] - ends[0, i]
+        assert found[key] == pytest.approx(ends[:, i], abs=0.25 * width), key
+
+
+def test_without_kept_scores_only_the_ranking_has_no_interval(tmp_path):
+    folder = run(tmp_path, "UNet", 1.0)
+    (folder / "test" / "scores.npz").unlink()
+    found = intervals([folder])
+    assert np.isfinite(found["miou"]).all()
+    assert np.isnan(found["ap"]).all()
+
+
+def test_holm_by_hand():
+    corrected = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": float("nan"), "e": 0.9})
+    assert corrected["a"] == pytest.approx(0.04)
+    assert corrected["c"] == pytest.approx(0.09)
+    assert corrected["b"] == pytest.approx(0.09), "never below the one before"
+    assert corrected["e"] == pytest.approx(0.9)
+    assert np.isnan(corrected["d"])
+
+
+def test_paired_by_hand():
+    """Of the 2**5 ways to set the signs two are as far out as what was found."""
+    assert paired(pd.Series([1.0, 2, 3, 4, 5])) == pytest.approx(2 / 32)
+    assert paired(pd.Series([1.0, -1.0, np.nan])) == 1
+    assert paired(pd.Series([0.0, 0.0])) == 1
+    assert np.isnan(paired(pd.Series([0.5])))
+    many = pd.Series(np.random.default_rng(0).normal(0.1, 1, 40))
+    exact = permutation_test((many,), np.mean, permutation_type="samples", n_resamples=200_000, rng=3).pvalue
+    assert paired(many) == pytest.approx(exact, abs=0.01)
+
+
+def test_images_are_matched_by_name():
+    first = pd.Series({"a": 0.5, "b": 0.6, "c": 0.9})
+    values = {"one": first, "two": first[::-1]}
+    assert against(values, "one")["two"] == 1
+
+
+def test_coarse_bins_rank_like_fine_ones():
+    rng = np.random.default_rng(0)
+    truth = rng.random(20_000) < 0.3
+    score = 1 / (1 + np.exp(-rng.normal(2.0 * truth - 1, 1.5)))
+    fine = score_histogram(score, truth)
+    assert coarse(fine).shape == (2, 770)
+    assert fine.shape == (2, BINS)
+    assert coarse(fine).sum(1).tolist() == fine.sum(1).tolist()
+    assert average_precision(coarse(fine)) == pytest.approx(average_precision(fine), abs=2e-3)
+    assert roc_auc(coarse(fine)) == pytest.approx(roc_auc(fine), abs=1e-3)
+
+
+def test_otsu_is_measured_like_a_network(tmp_path):
+    root = make_tree(tmp_path)
+    config = RunConfig(profile="short", model="UNet", seed=3)
+    folder = evaluate_otsu(config, root, tmp_path / "results")
+    assert folder.name == "Otsu-short-seed0"
+    assert read_summary(folder)["data"]["kind"]
+    assert read_scores(folder).shape == (read_summary(folder)["n"], 2, 770)
+    before = (folder / "test" / "summary.json").stat().st_mtime_ns
+    assert evaluate_otsu(config, root, tmp_path / "results") == folder
+    assert (folder / "test" / "summary.json").stat().st_mtime_ns == before, "not measured twice"
+
+
+def test_every_rival_has_two_sizes_and_every_variant_a_group():
+    assert all(name in MODELS and f"{name}-small" in MODELS for name in RIVALS)
+    for profile, size in (("sample", "XS"), ("paper", "S")):
+        models = experiment("ablation", profile)
+        assert set(models) | set(experiment("comparison", profile)) <= set(MODELS)
+        table = label_variants(pd.DataFrame({"model": models[::-1]}), models[0]).set_index("label")
+        assert table.index[0] == "full network"
+        assert table.loc["no-DCF", "group"] == table.loc["DC-only", "group"] == "Detail-context fusion"
+        assert table.loc["channel-only", "group"] == "Cross-scale attention"
+        assert table.loc["no-ASPP", "group"] == "Single parts"
+        assert (table["group"] == "Size").sum() == len([m for m in models if m.count("-") == 1]) - 1
+        assert models[0] == f"CSAMNet-{size}"
