@@ -47,7 +47,7 @@ bench: $(INSTALLED)
 	@csamnet bench
 
 clean:
-	rm -rf _build book/_generated book/executed book/vendor data/prepared data/samples results/*/*-sample-* .snakemake
+	rm -rf _build book/_generated book/executed book/vendor data/prepared data/samples data/slides results/*/*-sample-* .snakemake
 
 $(INSTALLED): pyproject.toml requirements.lock
 	@$(PYTHON) -c "$(CHECK_PYTHON)"

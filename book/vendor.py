@@ -42,6 +42,10 @@ PACKAGES = {
             "dist/*.woff2": "site/widgets",
         },
     ),
+    "openseadragon@6.1.1": (
+        "g4iKe2q8B642SaBT3+x4ZF3/8b1TxPPydyjmtrOLgDrlYWMKd9ZXM+1Cb/xa9DVySkvs/7l6HR1nHKfD5F3Tsw==",
+        {"LICENSE.txt": "site/openseadragon", "build/openseadragon/openseadragon.min.js": "site"},
+    ),
     # for the tests only, not published
     "axe-core@4.14.1": (
         "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",

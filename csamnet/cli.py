@@ -4,79 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import DownloadColumn
 from rich.table import Table
 
+from csamnet.cli_slide import slide
 from csamnet.config import RIVALS, SIZES, make_config
 from csamnet.files import InputError
-from csamnet.paths import DOWNLOADS, PREPARED, RESULTS, SAMPLES
+from csamnet.paths import DOWNLOADS, FIGURES, PREPARED, RESULTS, SAMPLES
+from csamnet.terminal import app, bar, command, console
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="CSAMNet on nuclei and other images: data, training, evaluation, prediction.",
-)
-console = Console(highlight=False, quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of several processes one talks
-errors = Console(stderr=True, highlight=False)
+__all__ = ["app"]
 
 Root = Annotated[Path, typer.Option(help="Folder of the prepared data sets.", show_default="data/prepared")]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
-
-
-def command(function: Callable) -> Callable:
-    """Register a command; what the user can mend is printed without a traceback, with exit code 2."""
-
-    @app.command()
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except InputError as error:
-            errors.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True)
-        except OSError as error:
-            where = f"\n  file: {_plain(error.filename)}" if error.filename else ""
-            errors.print(f"[bold red]error:[/] {_plain(error.strerror or error)}{where}", soft_wrap=True)
-        raise typer.Exit(2)
-
-    return run
-
-
-def _plain(text: object) -> str:
-    return str(text).replace("[", r"\[")
-
-
-@contextmanager
-def bar(label: str, count: type[ProgressColumn] = MofNCompleteColumn) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar in a terminal (a line now and then where there is none); yields `tick(done, all)`."""
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        count(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @command
@@ -270,6 +215,19 @@ def notebook(
 
 
 @command
+def figures(
+    out: Annotated[Path, typer.Option(help="Folder of the figures.", show_default="book/_generated/figures")] = FIGURES,
+    results: Annotated[Path, typer.Option(help="Folder of the run folders.", show_default="results")] = RESULTS,
+    root: Annotated[Path | None, typer.Option(help="Prepared data sets, for the figures that show images.")] = None,
+):
+    """Draw every figure of the comparison again, from results to SVG, PNG and PDF."""
+    from csamnet.gallery import make_figures
+
+    for path in make_figures(results, out, root):
+        console.print(path, soft_wrap=True)
+
+
+@command
 def complexity(
     models: Annotated[list[str] | None, typer.Argument(help="Networks; all at full size where none is named.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.", show_default="results/complexity")] = RESULTS
@@ -281,6 +239,9 @@ def complexity(
 
     names = models or ["CSAMNet-S", "CSAMNet-M", "CSAMNet-L", *RIVALS]
     console.print(measure_costs(names, out, device, say=console.print), soft_wrap=True)
+
+
+command(slide)
 
 
 @command

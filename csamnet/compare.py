@@ -18,10 +18,10 @@ from csamnet.evaluate import build_model
 from csamnet.metrics import COUNTS, average_precision, from_counts, roc_auc
 from csamnet.paths import RESULTS
 from csamnet.results import find_runs, read_config, read_images, read_scores, read_summary
+from csamnet.tables import LEVEL
 
 MEASURES = ("miou", "dice", "ap", "auc")
 RESAMPLES = 2000  # of the images, for an interval
-LEVEL = 0.05  # of a test, after correction
 
 
 def collect(dataset: str, profile: str, results: Path | str = RESULTS, split: str = "test") -> dict[str, list[Path]]:

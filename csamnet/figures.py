@@ -8,8 +8,10 @@ lightness says the same again. Figures are 5.6 inches wide: text is readable on 
 from __future__ import annotations
 
 import base64
+import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +22,15 @@ from matplotlib import rc_context
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Bbox
 from scipy import ndimage
 
+from csamnet.config import SIZES
 from csamnet.files import atomic
 from csamnet.instances import instances_from_probability, outlines
-from csamnet.tables import TARGET, TITLES, show
+from csamnet.tables import LEVEL, PERCENT, TARGET, TITLES, difference, show
 
 BLACK, GREY, ORANGE, GREEN, YELLOW = "#000000", "#767676", "#E69F00", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
@@ -34,9 +39,32 @@ ERRORS = {"found": (154, 208, 236, 140), "missed": (0, 84, 147, 230), "falsely f
 """Red, green, blue and cover of light blue, dark blue and orange: apart for every kind of sight, and in greys."""
 WIDTH = 5.6  # inches
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9)  # of Dice, each with a line beside the precision-recall curve
+LARGEST = 900  # points squared, the largest bubble
 MOST = 60  # images that can be told apart in one panel
 NO_AXES = {"xticks": [], "yticks": [], "frame_on": False}
-styled = rc_context(fname=Path(__file__).with_suffix(".mplstyle"))
+STYLE = Path(__file__).with_suffix(".mplstyle")
+OURS, BASELINE = "CSAMNet-S", "Otsu"  # the network that others are compared with; what each of them has to beat
+SIDES = (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)
+DASHES = (BLUE, "-"), (ORANGE, (0, (5, 1.5))), (GREEN, (0, (3, 1, 1, 1))), (PURPLE, (0, (1, 1)))
+
+
+def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """A function that draws in the project's style, and leaves its name on the figure, as its gid."""
+
+    @functools.wraps(draw)
+    def in_style(*args, **kwargs) -> Figure:
+        with rc_context(fname=STYLE):
+            figure = draw(*args, **kwargs)
+        figure.set_gid(f"{draw.__module__}.{draw.__name__}")
+        return figure
+
+    return in_style
+
+
+def link(figure: Figure, api: str = "../api.html") -> str:
+    """HTML that leads from below a figure to the function that drew it; `api` is the way to that page of the book."""
+    name = figure.get_gid()
+    return f'<p class="drawn-by">Drawn by <a href="{api}#{name}"><code>{name}</code></a></p>'
 
 
 class View(NamedTuple):
@@ -62,17 +90,18 @@ def spread(length: int, most: int) -> list[int]:
 
 
 def save(figure: Figure, path: Path | str) -> None:
-    """Write `path`.svg and `path`.png; the same figure gives the same bytes."""
-    for kind in ("svg", "png"):
+    """Write `path`.svg, .png and .pdf; the same figure gives the same bytes."""
+    for kind in ("svg", "png", "pdf"):
         with atomic(Path(f"{path}.{kind}")) as temporary:
             temporary.write_bytes(_drawn(figure, kind))
 
 
-@styled
+@rc_context(fname=STYLE)
 def _drawn(figure: Figure, kind: str) -> bytes:
     options = {
         "svg": {"metadata": {"Title": figure.get_label(), "Date": None}},
         "png": {"metadata": {"Software": None}},
+        "pdf": {"metadata": {"Title": figure.get_label()} | dict.fromkeys(("CreationDate", "Creator", "Producer"))},
         "jpeg": {"pil_kwargs": {"quality": 88}},
     }
     stream = io.BytesIO()
@@ -81,7 +110,7 @@ def _drawn(figure: Figure, kind: str) -> bytes:
 
 
 def display(figure: Figure) -> None:
-    """Show a figure in a notebook, with its text: as JPEG where it has photographs, else as SVG."""
+    """Show a figure in a notebook, with its text and its `link`: as JPEG where it has photographs, else as SVG."""
     from IPython.display import publish_display_data
 
     photographs, alt = any(ax.images for ax in figure.axes), figure.get_label()
@@ -89,6 +118,8 @@ def display(figure: Figure) -> None:
     drawn = _drawn(figure, kind)
     text = base64.b64encode(drawn).decode() if photographs else drawn.decode()
     publish_display_data({name: text, "text/plain": alt}, {name: {"alt": alt}})
+    if figure.get_gid():
+        publish_display_data({"text/html": link(figure), "text/plain": f"drawn by {figure.get_gid()}"})
 
 
 def _panels(alt: str, height: float, source: str, rows: int = 1, columns: int = 1, **kwargs):
@@ -114,7 +145,7 @@ def _picture(ax, image: np.ndarray, title: str = "", *outlined: tuple[np.ndarray
 # ------------------------------------------------------------------------------------------------ data
 
 
-@styled
+@drawn
 def image_sheet(samples: Mapping[str, Sequence], source: str, target=TARGET, *, side: int = 200) -> Figure:
     """The middle `side` pixels of three images of each split, objects outlined; organs not yet shown go first."""
     alt = f"Details of images with {target[1]} outlined in yellow, in rows: {', '.join(samples)}."
@@ -136,7 +167,7 @@ def image_sheet(samples: Mapping[str, Sequence], source: str, target=TARGET, *, 
     return figure
 
 
-@styled
+@drawn
 def object_statistics(
     objects: pd.DataFrame, contrast: pd.DataFrame, source: str, unit="px", quantity="haematoxylin", target=TARGET
 ) -> Figure:
@@ -172,7 +203,7 @@ def object_statistics(
 # -------------------------------------------------------------------------------------------- training
 
 
-@styled
+@drawn
 def history(table: pd.DataFrame, source: str) -> Figure:
     """Training loss, validation scores with the epoch that was kept, and the two schedules, over epochs."""
     epoch, best, marker = table["epoch"], int(table["val_miou"].idxmax()), "." if len(table) <= 30 else ""
@@ -204,7 +235,7 @@ def history(table: pd.DataFrame, source: str) -> Figure:
 # -------------------------------------------------------------------------------------- whole data set
 
 
-@styled
+@drawn
 def pr_roc(
     curves: Sequence[pd.DataFrame], scores: Sequence[Mapping], source: str, *, threshold: float = 0.5, paper=None
 ) -> Figure:
@@ -239,7 +270,7 @@ def pr_roc(
     return figure
 
 
-@styled
+@drawn
 def over_thresholds(curves: pd.DataFrame, source: str, threshold: float = 0.5) -> Figure:
     """Precision, recall and Dice of all test pixels over the threshold; the best and the used one marked."""
     precision, recall, x = curves["precision"], curves["recall"], curves["threshold"]
@@ -258,7 +289,7 @@ def over_thresholds(curves: pd.DataFrame, source: str, threshold: float = 0.5) -
     return figure
 
 
-@styled
+@drawn
 def paper_against_ours(published: pd.DataFrame, ours: Mapping[str, Sequence[float]], model: str, source: str) -> Figure:
     """All networks that the paper prints, and our runs of `model` on its line: a tick a seed, mean and sd.
 
@@ -290,7 +321,7 @@ def paper_against_ours(published: pd.DataFrame, ours: Mapping[str, Sequence[floa
 # -------------------------------------------------------------------------------------- image by image
 
 
-@styled
+@drawn
 def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[str] = ("miou", "ap", "pq")) -> Figure:
     """Every test image as a dot in its organ's row, for some measures, with a line at the pooled value.
 
@@ -343,7 +374,7 @@ def _error_legend(figure: Figure) -> None:
     figure.legend(handles, ERRORS, loc="outside upper left", ncols=3, handlelength=1.2)
 
 
-@styled
+@drawn
 def best_and_worst(views: Sequence[View], source: str) -> Figure:
     """The images with the highest and the lowest Dice: true outlines, and pixels by their kind of error.
 
@@ -360,7 +391,7 @@ def best_and_worst(views: Sequence[View], source: str) -> Figure:
     return figure
 
 
-@styled
+@drawn
 def worst_places(views: Sequence[View], source: str, *, count: int = 3, side: int = 96) -> Figure:
     """The window with most wrong pixels of the worst images: true outlines yellow, found black, above the errors."""
     places = sorted((_worst_place(view, side) for view in views), key=lambda place: -place[0])[:count]
@@ -377,14 +408,57 @@ def worst_places(views: Sequence[View], source: str, *, count: int = 3, side: in
 
 def _worst_place(view: View, side: int) -> tuple[float, View, tuple[slice, slice]]:
     """The share of wrong pixels in the window of `side` pixels that has most, the view, and the window."""
-    side = min(side, *view.truth.shape)
-    wrong = ndimage.uniform_filter((error_pixels(view) > 1).astype(float), side, mode="constant")
-    inner = wrong[side // 2 :, side // 2 :][: len(wrong) - side + 1, : wrong.shape[1] - side + 1]
+    share, box = _window(error_pixels(view) > 1, side)
+    return share, view, box
+
+
+def _window(values: np.ndarray, side: int) -> tuple[float, tuple[slice, slice]]:
+    """The highest mean of `values` (H, W) in a window of `side` pixels, and the window."""
+    side = min(side, *values.shape)
+    means = ndimage.uniform_filter(values.astype(float), side, mode="constant")
+    inner = means[side // 2 :, side // 2 :][: len(means) - side + 1, : means.shape[1] - side + 1]
     y, x = np.unravel_index(inner.argmax(), inner.shape)
-    return inner[y, x], view, np.s_[y : y + side, x : x + side]
+    return inner[y, x], np.s_[y : y + side, x : x + side]
 
 
-@styled
+@drawn
+def visual(
+    views: Mapping[str, View], source: str, box: tuple[slice, slice] | None = None, *, side: int = 160
+) -> Figure:
+    """One image, whole and in part: the truth outlined, then each method's pixels by their kind of error.
+
+    `box` is the part, marked in the whole; if not given, the window of `side` pixels where the methods differ most.
+    """
+    first = next(iter(views.values()))
+    if box is None:
+        wrong = np.stack([error_pixels(view) > 1 for view in views.values()])
+        _, box = _window(wrong.std(0) if len(wrong) > 1 else wrong[0], side)
+    columns = min(len(views) + 1, 5 if len(views) > 7 else 4)
+    bands = -(-(len(views) + 1) // columns)
+    scores = ", ".join(f"{name} {view.dice:.3f}" for name, view in views.items())
+    alt = (
+        f"{first.name} ({first.organ}), whole and a part, with pixels found, missed and falsely found; Dice: {scores}."
+    )
+    ratio = first.truth.shape[0] / first.truth.shape[1] + (box[0].stop - box[0].start) / (box[1].stop - box[1].start)
+    height = 0.5 + bands * (ratio * WIDTH / columns + 0.3)
+    figure, axes = _panels(alt, height, source, 2 * bands, columns, subplot_kw=NO_AXES)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    shown = {"\ntruth": first.image}
+    shown |= {f"{name}\nDice {view.dice:.3f}": error_overlay(view) for name, view in views.items()}
+    places = [
+        (axes[2 * band, column], axes[2 * band + 1, column]) for band in range(bands) for column in range(columns)
+    ]
+    (y, x), (h, w) = ((part.start for part in box), (part.stop - part.start for part in box))
+    for (top, bottom), (title, image) in zip(places, shown.items(), strict=False):
+        outlined = image is first.image
+        _picture(top, image, title, *([(first.labels, YELLOW, 0.5)] * outlined))
+        _picture(bottom, image[box], "", *([(first.labels[box], YELLOW, 1)] * outlined))
+        top.add_patch(Rectangle((x, y), w, h, fill=False, color=BLACK, linewidth=1))
+    _error_legend(figure)
+    return figure
+
+
+@drawn
 def predictions(views: Sequence[View], source: str, target=TARGET, *, most: int = 4) -> Figure:
     """Images without annotation, two in a row, with what was found in them outlined."""
     shown = [views[i] for i in spread(len(views), most)]
@@ -393,4 +467,279 @@ def predictions(views: Sequence[View], source: str, target=TARGET, *, most: int 
     figure, axes = _panels(alt, 0.25 + 2.85 * rows, source, rows, 2, subplot_kw=NO_AXES)
     for ax, view in zip(axes.flat, shown, strict=False):
         _picture(ax, view.image, view.name[:28], (view.predicted(), YELLOW, 0.8))
+    return figure
+
+
+# ------------------------------------------------------------------------------------------- networks
+
+
+def _estimates(ax, table: pd.DataFrame, key: str, rows: Sequence[float], ours: str = OURS) -> None:
+    """A dot a network in its row, with interval (thin) and sd (thick); a star where it differs from `ours`."""
+    for y, row in zip(rows, table.to_dict("records"), strict=True):
+        mean, colour = row[key], VERMILLION if row["model"] == ours else BLUE
+        ax.plot([row[f"{key}_low"], row[f"{key}_high"]], [y, y], color=colour, linewidth=0.9)
+        ax.plot([mean - row[f"{key}_sd"], mean + row[f"{key}_sd"]], [y, y], color=colour, linewidth=3, alpha=0.5)
+        ax.plot(mean, y, "D" if row["model"] == ours else "o", color=colour, markersize=4.5, label=row["model"])
+        if row[f"{key}_p"] < LEVEL:
+            ax.text(0.99, y + 0.17, "*", transform=ax.get_yaxis_transform(), ha="right", va="center", fontsize=11)
+
+
+def _percent(ax, key: str, axis: str = "x") -> None:
+    if key in PERCENT:
+        getattr(ax, f"{axis}axis").set_major_formatter(lambda value, _: f"{100 * value:g}")
+
+
+def _estimate_legend(figure: Figure, table: pd.DataFrame, keys: Sequence[str], ours: str, paper: bool = False) -> None:
+    seeds, stars = (table[[f"{key}_{end}" for key in keys]] for end in ("sd", "p"))
+    dot, faint = {"color": BLUE, "marker": "o", "ms": 4.5}, {"ls": "", "color": GREY, "marker": "o"}
+    entries = {
+        "95 % interval over images": (Line2D([], [], linewidth=0.9, **dot), True),
+        "± sd over seeds": (Line2D([], [], linewidth=3, alpha=0.5, color=BLUE), seeds.notna().any(axis=None)),
+        f"differs from {ours}, p < {LEVEL:g}": (
+            Line2D([], [], ls="", marker="$*$", color=BLACK, ms=5.5),
+            (stars < LEVEL).any(axis=None),
+        ),
+        "paper": (Line2D([], [], markerfacecolor="white", ms=4.5, **faint), paper),
+    }
+    shown = {label: handle for label, (handle, there) in entries.items() if there}
+    figure.legend(shown.values(), shown, loc="outside upper left", ncols=2, columnspacing=1.5)
+
+
+@drawn
+def comparison(
+    table: pd.DataFrame,
+    source: str,
+    published: pd.DataFrame | None = None,
+    *,
+    ours: str = OURS,
+    keys: Sequence[str] = ("miou", "ap", "auc"),
+) -> Figure:
+    """Every network on its line, the best above: our estimate, its spread, and hollow what the paper gives.
+
+    `table`: as `compare.compare` makes it, a row a network. `published`: as `tables.published`; its networks
+    that `table` does not have stand below, as not run. What is below the lowest network, as the threshold of Otsu
+    may be, is written at the edge.
+    """
+    done = table.sort_values(keys[0], ascending=False)
+    paper = pd.DataFrame(columns=["model", *keys]) if published is None else published
+    absent = paper[~paper["model"].isin(done["model"])].sort_values(keys[0], ascending=False)["model"]
+    rows = {name: y for y, name in enumerate([*done["model"], *absent])}
+    values = ", ".join(f"{row.model} {show(keys[0], getattr(row, keys[0]))}" for row in done.itertuples())
+    alt = (
+        f"{', '.join(TITLES[key] for key in keys)} of {len(done)} methods; {TITLES[keys[0]]}, highest first: {values}."
+    )
+    alt += f" Not run: {', '.join(absent)}." if len(absent) else ""
+    figure, axes = _panels(alt, 1.15 + 0.2 * len(rows), source, 1, len(keys), sharey=True)
+    for ax, key in zip(axes[0], keys, strict=True):
+        theirs = paper[paper[key].notna()]
+        ax.plot(theirs[key], theirs["model"].map(rows) + 0.25, "o", color=GREY, mfc="white", ms=4, label="paper")
+        low, high = _limits(done if len(done) == 1 else done[done["model"] != BASELINE], theirs, key)
+        outside = done[done[key] < low]
+        here = done.drop(outside.index)
+        _estimates(ax, here, key, here["model"].map(rows), ours)
+        for row in outside.to_dict("records"):
+            ax.text(low, rows[row["model"]], f"◂ {show(key, row[key])}", va="center", fontsize=7.5, color=BLUE)
+        for row in done[done["model"] == ours].to_dict("records"):
+            ax.axvline(row[key], color=VERMILLION, linewidth=0.8, alpha=0.5)
+        ax.set(title=TITLES[key] + " (%)" * (key in PERCENT), xlim=(low, high), ylim=(len(rows) - 0.4, -0.6))
+        _percent(ax, key)
+        ax.locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
+    axes[0, 0].set_yticks(list(rows.values()), [f"{n} (not run)" if n in set(absent) else n for n in rows], fontsize=8)
+    for name, label in zip(rows, axes[0, 0].get_yticklabels(), strict=True):
+        label.set(color=GREY if name in set(absent) else BLACK, weight="bold" if name == ours else "normal")
+    _estimate_legend(figure, done, keys, ours, paper=len(paper) > 0)
+    return figure
+
+
+def _limits(networks: pd.DataFrame, theirs: pd.DataFrame, key: str) -> tuple[float, float]:
+    values = pd.concat([theirs[key], *(networks[f"{key}{end}"] for end in ("", "_low", "_high"))])
+    low, high = (values.min(), values.max()) if values.notna().any() else (0, 1)
+    room = high - low or 0.02
+    return low - 0.06 * room, high + 0.1 * room
+
+
+@drawn
+def pr_roc_models(
+    curves: Mapping[str, Sequence[pd.DataFrame]], scores: Mapping[str, Mapping], source: str, *, ours: str = OURS
+) -> Figure:
+    """Precision over recall, and the ROC curve, of all methods; below, the marked corners enlarged.
+
+    `curves`: each method's curves.csv, one a run, all drawn. `scores`: its mean AP and AUC. In colours are `ours`
+    and the four methods of highest AP beside it, all else is grey.
+    """
+    ranked = sorted(curves, key=lambda name: -np.nan_to_num(scores[name]["ap"] or 0))
+    best = [name for name in ranked if name != ours][: len(DASHES)]
+    looks = dict.fromkeys(ranked, (GREY, "-", 0.7, 0.55))
+    looks |= {name: (*look, 1.2, 1) for name, look in zip(best, DASHES, strict=False)}
+    looks |= {ours: (VERMILLION, "-", 2, 1)} if ours in curves else {}
+    values = ", ".join(f"{name} {show('ap', scores[name]['ap'])} {show('auc', scores[name]['auc'])}" for name in ranked)
+    alt = f"Precision over recall and ROC curves of {len(ranked)} methods; AP and AUC, highest AP first: {values}."
+    figure, axes = _panels(alt, 6.1, source, 2, 2)
+    for column, (x, y) in zip(axes.T, (("recall", "precision"), ("fpr", "recall")), strict=True):
+        for ax in column:
+            for order, name in enumerate(sorted(looks, key=lambda name: looks[name][2])):
+                colour, dash, width, alpha = looks[name]
+                for table in curves[name]:
+                    line = {"color": colour, "linestyle": dash, "linewidth": width, "alpha": alpha}
+                    ax.plot(table[x], table[y], label=name, zorder=2 + order / 100, **line)
+            ax.set(xlabel=x.replace("fpr", "false positive rate"), ylabel=y, xlim=(0, 1), ylim=(0, 1), aspect="equal")
+        _enlarge(column, curves[ours if ours in curves else ranked[0]][0], x, y)
+    _curve_legend(figure, looks, scores, ranked)
+    return figure
+
+
+def _enlarge(column, table: pd.DataFrame, x: str, y: str, half: float = 0.1) -> None:
+    """Limit the lower axes to the corner of the curve, where it is nearest to the ideal point, and mark it above."""
+    above, below = column
+    ideal = (1, 1) if x == "recall" else (0, 1)
+    at = np.hypot(table[x] - ideal[0], table[y] - ideal[1]).idxmin()
+    a, b = (float(np.clip(table[name][at], half, 1 - half)) for name in (x, y))
+    below.set(xlim=(a - half, a + half), ylim=(b - half, b + half), title="the box enlarged")
+    above.add_patch(
+        Rectangle((a - half, b - half), 2 * half, 2 * half, fill=False, color=BLACK, linewidth=0.8, zorder=4)
+    )
+
+
+def _curve_legend(figure: Figure, looks: Mapping, scores: Mapping, ranked: Sequence[str]) -> None:
+    grey = [scores[name]["ap"] for name in ranked if looks[name][0] == GREY]
+    handles, labels = [], []
+    for name in ranked:
+        colour, dash, width, _ = looks[name]
+        if colour != GREY:
+            handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=width))
+            labels.append(f"{name}, AP {show('ap', scores[name]['ap'])}")
+    if grey:
+        handles.append(Line2D([], [], color=GREY, linewidth=0.7))
+        labels.append(f"{len(grey)} others, AP {show('ap', min(grey))} to {show('ap', max(grey))}")
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, columnspacing=1.5, handlelength=2.6)
+
+
+@drawn
+def cost(table: pd.DataFrame, source: str, *, key: str = "miou") -> Figure:
+    """A measure over multiply-adds, the area of a bubble being parameters; the sizes of CSAMNet are joined.
+
+    `table`: model, `key`, parameters, multiply_adds; rows without are left out. The paper draws the same and calls
+    the axis FLOPs, but its values are multiply-adds: FLOPs would be twice as many.
+    """
+    table = table[table["multiply_adds"] > 0].dropna(subset=[key, "parameters"])
+    table = table.sort_values("parameters", ascending=False)
+    values = [
+        f"{name} {show(key, score)}, {adds / 1e9:.1f} G, {size / 1e6:.1f} M"
+        for name, score, adds, size in table[["model", key, "multiply_adds", "parameters"]].itertuples(index=False)
+    ]
+    alt = f"{TITLES[key]} over multiply-adds, bubbles as large as parameters: {'; '.join(values)}."
+    figure, ((ax,),) = _panels(alt, 4.1, source)
+    own = table["model"].isin([f"CSAMNet-{size}" for size in SIZES])
+    family = table[own].sort_values("multiply_adds")
+    ax.plot(family["multiply_adds"], family[key], color=VERMILLION, linewidth=1, zorder=1)
+    most = table["parameters"].max()
+    areas = table["parameters"] / most * LARGEST
+    for rows, colour in ((table[~own], BLUE), (family, VERMILLION)):
+        look = {"color": colour, "alpha": 0.55, "edgecolor": "white", "linewidth": 0.8}
+        ax.scatter(rows["multiply_adds"], rows[key], areas[rows.index], **look)
+        ax.scatter(rows["multiply_adds"], rows[key], 2.5, color=BLACK)
+    ax.set(xscale="log", ylabel=TITLES[key] + " (%)" * (key in PERCENT))
+    ax.set_xlabel("multiply-adds for 256 × 256 pixels (G); a multiply-add is two FLOPs")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}")
+    ax.margins(0.19, 0.14)
+    _percent(ax, key, "y")
+    round_ = 10 ** np.floor(np.log10(most))
+    sizes = [share * round_ for share in (0.1, 0.3, 1, 3) if share * round_ <= most][-3:]
+    look = {"color": GREY, "alpha": 0.55}
+    handles = [ax.scatter([], [], size / most * LARGEST, label=f"{size / 1e6:g} M", **look) for size in sizes]
+    titles = {"title": "parameters", "alignment": "left", "borderpad": 1}
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, handletextpad=1, **titles)
+    _label_points(
+        figure, ax, table["model"], table[["multiply_adds", key]].to_numpy(), np.sqrt(areas.to_numpy() / np.pi)
+    )
+    return figure
+
+
+def _label_points(figure: Figure, ax, names: Sequence[str], points: np.ndarray, radii: np.ndarray) -> None:
+    """Write names beside bubbles at `points` (n, 2), each where it hides no other bubble, no name and no line."""
+    figure.draw_without_rendering()  # settles where the axes are
+    ends, pixels = ax.transData.transform(points), 0.8 * radii * figure.dpi / 72
+    taken = [_around(end, reach) for end, reach in zip(ends, pixels, strict=True)]
+    for line in ax.lines:
+        corners = ax.transData.transform(line.get_xydata())
+        taken += [_around(at, 1) for a, b in pairwise(corners) for at in np.linspace(a, b, 60)]
+    for i, (name, point, radius) in enumerate(zip(names, points, radii, strict=True)):
+        text = ax.annotate(name, point, (0, 0), textcoords="offset points", fontsize=7.5, va="center")
+        text.set_in_layout(False)
+        others = taken[:i] + taken[i + 1 :]  # its own bubble it may touch
+        for far, (across, up) in product((0, 8, 16, 24, 32), SIDES):
+            reach = (radius + 2) * (0.7 if across and up else 1) + far
+            text.set(position=(across * reach, up * (reach + 4)), ha=("center", "left", "right")[across])
+            box = text.get_window_extent()
+            middle, half = (box.min + box.max) / 2, (box.max - box.min) / 2
+            away = np.hypot(*np.maximum(abs(ends - middle) - half, 0).T)  # of the label from each point, in pixels
+            clear = ax.bbox.contains(*box.min) and ax.bbox.contains(*box.max)
+            clear = clear and not any(box.overlaps(other) for other in others)
+            if clear and (up if far else away[i] <= away.min() + 1):
+                break
+        if far:
+            lead = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+            ax.annotate("", point, text.get_position(), textcoords="offset points", arrowprops=lead)
+        taken.append(box)
+
+
+def _around(point, reach: float) -> Bbox:
+    return Bbox.from_extents(*(point - reach), *(point + reach))
+
+
+@drawn
+def ablation(table: pd.DataFrame, source: str, *, key: str = "miou", ours: str = OURS) -> Figure:
+    """Variants of the network by what they change, each on its line; to the right, the difference to the full one.
+
+    `table`: as `compare.label_variants` makes it. `ours` is the full network, which stands first in each group.
+    """
+    (full,) = table[table["model"] == ours].to_dict("records")
+    groups = dict(list(table[table["model"] != ours].groupby("group", sort=False)))
+    values = ", ".join(f"{rows['label']} {show(key, rows[key])}" for rows in table.to_dict("records"))
+    heights = [len(rows) + 2.9 for rows in groups.values()]
+    grid = {"sharex": True, "height_ratios": heights}
+    figure, axes = _panels(f"{TITLES[key]} of {values}.", 0.9 + 0.2 * sum(heights), source, len(groups), **grid)
+    for ax, (name, others) in zip(axes[:, 0], groups.items(), strict=True):
+        rows = pd.DataFrame([full, *others.to_dict("records")])
+        ax.axvline(full[key], color=VERMILLION, linewidth=0.8, alpha=0.5)
+        _estimates(ax, rows, key, rows.index, ours)
+        ax.set_yticks(rows.index, rows["label"].str.replace("-", " "))
+        ax.set(title=name, ylim=(len(rows) - 0.4, -0.6))
+        right = ax.secondary_yaxis("right")
+        gaps = [difference(key, value, full[key]) for value in others[key]]
+        right.set_yticks(rows.index, [show(key, full[key]), *gaps])
+        right.tick_params(length=0)
+        right.spines["right"].set_visible(False)
+        _percent(ax, key)
+    axes[-1, 0].set_xlabel(TITLES[key] + " (%)" * (key in PERCENT))
+    _estimate_legend(figure, table, [key], ours)
+    return figure
+
+
+@drawn
+def architecture(network=None) -> Figure:
+    """The network, all channels and sizes read from an instance of it; below, the inside of DCF and of CSAM."""
+    from csamnet import architecture as drawing
+    from csamnet.model import CSAMNet
+
+    network = network or CSAMNet()
+    titles = {
+        "whole": f"a   CSAMNet of width {network.width}, for an image of {drawing.SIZE} × {drawing.SIZE} pixels",
+        "dcf": "b   Detail-context fusion (DCF), on a map of D channels",
+        "csam": "c   Cross-scale attention modulation (CSAM)",
+    }
+    heights = [top - bottom for bottom, top in drawing.PANELS.values()]
+    figure, axes = _panels(
+        drawing.describe(network),
+        sum(heights) + 0.95,
+        "drawn from the code",
+        3,
+        height_ratios=heights,
+        subplot_kw=NO_AXES,
+    )
+    for ax, (name, title) in zip(axes[:, 0], titles.items(), strict=True):
+        ax.set(xlim=(0, 5.5), ylim=drawing.PANELS[name], aspect="equal")
+        ax.set_title(title, weight="bold", fontsize=8.5)
+        getattr(drawing, f"draw_{name}")(ax, network)
     return figure

@@ -259,7 +259,9 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
         raise InputError("unknown parameter", path=template, expected=expected, found=found)
     entry = get_dataset(parameters.get("dataset", "MoNuSeg"), parameters.get("root") or PREPARED)
     given, measured = {"dataset": entry.name}, bool(parameters.get("measured"))
-    given |= {key: str(Path(parameters[key]).resolve()) for key in ("root", "results") if parameters.get(key)}
+    given |= {
+        key: str(Path(parameters[key]).resolve()) for key in ("root", "results", "releases") if parameters.get(key)
+    }
     options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout}
     with atomic(out) as temporary:
         nbformat.write(choose(nbformat.read(template, as_version=4), entry, measured), temporary)

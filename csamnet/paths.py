@@ -17,3 +17,4 @@ PREPARED = DATA / "prepared"  # canonical trees
 RESULTS = ROOT / "results"  # run folders
 EXECUTED = ROOT / "book" / "executed"  # notebooks as run
 PUBLISHED = ROOT / "book" / "published"  # the paper's numbers
+FIGURES = ROOT / "book" / "_generated" / "figures"  # those of the comparison, drawn from results

@@ -29,6 +29,7 @@ TITLES = {
 TARGET = ("nucleus", "nuclei")
 """What is segmented: one, many."""
 
+LEVEL = 0.05  # of a test, after correction
 HEADLINE = ("miou", "dice", "ap", "auc")
 PERCENT = ("miou", "iou", "iou_background", "accuracy")  # the paper prints mIoU so; other scores are fractions
 
@@ -277,7 +278,7 @@ def show_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def verdict(table: pd.DataFrame, reference: str, level: float = 0.05) -> str:
+def verdict(table: pd.DataFrame, reference: str, level: float = LEVEL) -> str:
     """What the tests of mIoU say, in a sentence or two, in Markdown."""
     rows = table.set_index("model")
     own, others = rows["miou_mean"][reference], rows.drop(reference)

@@ -23,7 +23,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from csamnet.figures import architecture, save
 from csamnet.files import write_json
+from csamnet.gallery import paper_cost
 
 ROOT = Path(__file__).resolve().parents[1]
 VENDOR = ROOT / "book" / "vendor"
@@ -99,6 +101,8 @@ def site(tmp_path_factory) -> Path:
     (copy / "data").mkdir()
     for card in (ROOT / "data").glob("*.md"):
         shutil.copy(card, copy / "data")
+    for name, figure in (("architecture", architecture()), ("cost-paper", paper_cost())):
+        save(figure, copy / "book" / "_generated" / "figures" / name)
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     toc["parts"].append({"caption": "Test", "chapters": [{"file": STAND_IN}]})
     (copy / "_toc.yml").write_text(yaml.safe_dump(toc))

@@ -16,10 +16,13 @@ from matplotlib.text import Text
 from PIL import Image
 from skimage.draw import disk
 
-from csamnet import figures, tables
+from csamnet import architecture, figures, gallery, tables
+from csamnet.compare import label_variants
 from csamnet.metrics import curves, image_metrics, score_histogram
+from csamnet.model import CSAMNet
 
 SAMPLE, REAL = "MoNuSeg · test · sample data", "MoNuSeg · test · measured on real data"
+CODE = "drawn from the code"
 SIZE, LESION = 96, ("lesion", "lesions")
 
 
@@ -72,6 +75,25 @@ def samples(views) -> dict[str, list]:
     return {"train": made, "val": made[1:2], "test": made[:2]}
 
 
+def compared(**scores: float) -> pd.DataFrame:
+    """A table as `compare.compare` makes it, from each model's mIoU; only SegNet and Otsu differ from CSAMNet-S."""
+    table = pd.DataFrame({"model": [name.replace("_", "-") for name in scores], "seeds": 1, "images": 14})
+    table["parameters"], table["multiply_adds"] = (table.index + 1) * 1e6, (table.index + 1) * 1e9
+    table.loc[table["model"] == "Otsu", ["parameters", "multiply_adds"]] = 0
+    for key, rise in {"miou": 0, "dice": 0.05, "ap": 0.1, "auc": 0.18}.items():
+        table[key] = np.array([*scores.values()]) + rise
+        table[f"{key}_low"], table[f"{key}_high"] = table[key] - 0.02, table[key] + 0.01
+        table[f"{key}_sd"] = np.where(table["model"] == "CSAMNet-S", 0.003, np.nan)
+        table[f"{key}_p"] = np.select(
+            [table["model"].isin(["SegNet", "Otsu"]), table["model"] != "CSAMNet-S"], [0.01, 0.4], np.nan
+        )
+    return table
+
+
+NETWORKS = {"CSAMNet_S": 0.8, "UNet": 0.79, "SegNet": 0.76, "Otsu": 0.5}
+VARIANTS = {"CSAMNet_S": 0.8, "CSAMNet_S_no_DCF": 0.78, "CSAMNet_S_channel_only": 0.79, "CSAMNet_M": 0.81}
+
+
 def history(best: int = 3, epochs: int = 5) -> pd.DataFrame:
     epoch = np.arange(1, epochs + 1)
     falling = dict.fromkeys(("lr", "loss", "loss_ce", "loss_dice"), 1 / epoch)
@@ -99,11 +121,30 @@ def draw(views, per_image, curve, samples):
         "best_and_worst": lambda: figures.best_and_worst(views, SAMPLE),
         "worst_places": lambda: figures.worst_places(views, SAMPLE, side=32),
         "predictions": lambda: figures.predictions(views, SAMPLE, LESION),
+        "comparison": lambda: figures.comparison(compared(**NETWORKS), REAL, tables.published("MoNuSeg")),
+        "pr_roc_models": lambda: models_curves(curve, "CSAMNet-S", "UNet"),
+        "cost": lambda: figures.cost(compared(**NETWORKS, CSAMNet_M=0.81), REAL),
+        "ablation": lambda: figures.ablation(label_variants(compared(**VARIANTS), "CSAMNet-S"), REAL),
+        "visual": lambda: figures.visual(seen(views), SAMPLE, side=32),
+        "architecture": figures.architecture,
     }
+
+
+def seen(views) -> dict[str, figures.View]:
+    """One image as two methods see it: well, and badly."""
+    bad = np.roll(views[2].probability, 12, axis=0)
+    return {"CSAMNet-S": views[2], "UNet": views[2]._replace(probability=bad, dice=0.3)}
+
+
+def models_curves(curve: pd.DataFrame, *names: str):
+    curves = {name: [curve.assign(precision=curve["precision"] * 0.98**i)] for i, name in enumerate(names)}
+    scores = {name: {"ap": 0.9 - 0.01 * i, "auc": 0.97 - 0.01 * i} for i, name in enumerate(names)}
+    return figures.pr_roc_models(curves, scores, SAMPLE)
 
 
 NAMES = ("image_sheet", "object_statistics", "history", "pr_roc", "over_thresholds", "paper_against_ours")
 NAMES += ("per_image", "kinds_of_error", "best_and_worst", "worst_places", "predictions", "other_words")
+NAMES += ("comparison", "pr_roc_models", "cost", "ablation", "visual", "architecture")
 
 
 def words(figure) -> str:
@@ -111,19 +152,28 @@ def words(figure) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_figure_says_what_data_it_shows_and_repeats(draw, name, tmp_path):
-    for copy in ("one", "two"):
-        figures.save(draw[name](), tmp_path / copy)
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    with Image.open(tmp_path / "one.png") as drawn:
-        assert drawn.width >= 1000
+def test_a_figure_says_what_data_it_shows_and_repeats(draw, name):
     figure = draw[name]()
-    assert any(source in words(figure) for source in (SAMPLE, REAL))
+    assert figures._drawn(figure, "svg") == figures._drawn(draw[name](), "svg")
+    assert figure.get_size_inches()[0] == figures.WIDTH
+    assert any(source in words(figure) for source in (SAMPLE, REAL, CODE))
     alt = figure.get_label()
     assert len(alt) > 60
-    assert alt.endswith((f"{SAMPLE}.", f"{REAL}."))
+    assert alt.endswith((f"{SAMPLE}.", f"{REAL}.", f"{CODE}."))
     assert "nan" not in words(figure) + alt
+    module, function = figure.get_gid().rsplit(".", 1)
+    assert getattr(figures, function).__module__ == module == "csamnet.figures"  # so the API page has it
+
+
+@pytest.mark.parametrize("name", ["history", "best_and_worst", "cost"])
+def test_files_are_the_same_to_the_byte(draw, name, tmp_path):
+    for copy in ("one", "two"):
+        figures.save(draw[name](), tmp_path / copy)
+    for kind in ("svg", "png", "pdf"):
+        assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
+    assert b"CreationDate" not in (tmp_path / "one.pdf").read_bytes()
+    with Image.open(tmp_path / "one.png") as drawn:
+        assert drawn.width >= 1000
 
 
 def test_style_does_not_depend_on_the_users(draw):
@@ -263,10 +313,209 @@ def test_display_gives_notebooks_the_text(draw, monkeypatch):
     monkeypatch.setattr("IPython.display.publish_display_data", lambda *given: sent.append(given))
     figures.display(draw["history"]())
     figures.display(draw["image_sheet"]())
-    (chart, about), (photographs, _) = sent
+    (chart, about), (below,), (photographs, _), (other,) = sent
+    assert '<a href="../api.html#csamnet.figures.history">' in below["text/html"]
+    assert "#csamnet.figures.image_sheet" in other["text/html"]
     assert chart["image/svg+xml"].startswith("<?xml")
     assert about["image/svg+xml"]["alt"] == chart["text/plain"]
     assert base64.b64decode(photographs["image/jpeg"])[:2] == b"\xff\xd8"
+
+
+# -------------------------------------------------------------------------------------------- networks
+
+
+def rows_of(ax) -> dict[float, str]:
+    """What stands at each tick of the vertical axis."""
+    return dict(zip(ax.get_yticks().tolist(), [label.get_text() for label in ax.get_yticklabels()], strict=True))
+
+
+def test_every_network_stands_on_its_line(draw):
+    figure = draw["comparison"]()
+    miou, ap, _ = figure.axes
+    rows = rows_of(miou)
+    assert [*rows.values()][:4] == ["CSAMNet-S", "UNet", "SegNet", "Otsu"]
+    assert {"DCSAU-Net (not run)", "CSAMNet-L (not run)"} <= {*rows.values()}
+    dots = {line.get_label(): line.get_xydata() for line in ap.lines if line.get_marker() in ("o", "D")}
+    assert {name: dots[name].tolist() for name in ("CSAMNet-S", "SegNet")} == {
+        "CSAMNet-S": [[0.9, 0]],
+        "SegNet": [[0.86, 2]],
+    }
+    paper = {rows[y - 0.25]: x for x, y in dots["paper"]}
+    assert paper["CSAMNet-S"] == 0.9111
+    assert paper["StarDist (not run)"] == 0.8271
+    ends = [line.get_xdata() for line in ap.lines if line.get_linewidth() == 0.9]
+    np.testing.assert_allclose(ends[0], [0.88, 0.91])
+    assert "Otsu" not in dots
+    assert {text.get_text() for text in ap.texts} == {"*", "◂ 0.6000"}
+    (star,) = [text for text in ap.texts if text.get_text() == "*"]
+    assert round(star.get_position()[1]) == 2, "only SegNet differs"
+    assert (
+        "highest first: CSAMNet-S 80.00 %, UNet 79.00 %, SegNet 76.00 %, Otsu 50.00 %. Not run: " in figure.get_label()
+    )
+
+
+def test_comparison_of_samples_has_no_paper():
+    figure = figures.comparison(compared(CSAMNet_S=0.8, Otsu=0.5), SAMPLE)
+    assert [*rows_of(figure.axes[0]).values()] == ["CSAMNet-S", "Otsu"]
+    assert "paper" not in words(figure)
+    alone = figures.comparison(compared(Otsu=0.5), SAMPLE)
+    assert "◂" not in words(alone), "with nothing above it, the threshold is drawn"
+
+
+def test_the_best_curves_have_colours_and_ours_lies_on_top(curve):
+    figure = models_curves(curve, "UNet", "CSAMNet-S", "SegNet", "AttUNet", "StarDist", "CellPose", "Otsu")
+    above, roc, below, _ = figure.axes
+    lines = {line.get_label(): line for line in above.lines}
+    assert max(lines.values(), key=lambda line: line.get_zorder()) is lines["CSAMNet-S"]
+    grey = {name for name, line in lines.items() if line.get_color() == figures.GREY}
+    assert grey == {"CellPose", "Otsu"}
+    np.testing.assert_allclose(lines["SegNet"].get_ydata(), curve["precision"] * 0.98**2)
+    np.testing.assert_array_equal(roc.lines[0].get_xdata(), curve["fpr"])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts][::5] == ["UNet, AP 0.9000", "2 others, AP 0.8400 to 0.8500"]
+    (box,) = above.patches
+    assert below.get_xlim() == pytest.approx((box.get_x(), box.get_x() + box.get_width()))
+    at = (1 - curve["recall"]) ** 2 + (1 - curve["precision"] * 0.98) ** 2
+    assert (
+        box.get_bbox()
+        .padded(0.01)
+        .contains(*curve.assign(precision=curve["precision"] * 0.98).loc[at.idxmin(), ["recall", "precision"]])
+    )
+
+
+def test_bubbles_are_as_large_as_parameters(draw):
+    figure = draw["cost"]()
+    (ax,) = figure.axes
+    others, _, family, _, *_ = ax.collections
+    assert others.get_offsets().data.tolist() == [[3e9, 0.76], [2e9, 0.79]]  # the largest first; Otsu has none
+    sizes = [*others.get_sizes(), *family.get_sizes()]
+    np.testing.assert_allclose(np.divide(sizes, sizes[0]), np.divide([3, 2, 1, 5], 3))
+    (line,) = ax.lines
+    assert line.get_xydata().tolist() == [[1e9, 0.8], [5e9, 0.81]], "S to M"
+    assert "SegNet 76.00 %, 3.0 G, 3.0 M" in figure.get_label()
+    assert [text.get_text() for text in figure.legends[0].texts] == ["0.3 M", "1 M", "3 M"]
+
+
+def test_names_of_bubbles_do_not_lie_on_one_another():
+    figure = gallery.paper_cost()
+    names = [text for text in figure.axes[0].texts if text.get_text()]
+    assert len(names) == 15  # the paper draws no HoVer-NeXt
+    assert not overlapping(figure, names)
+
+
+def overlapping(figure, texts) -> list[tuple[str, str]]:
+    figure.draw_without_rendering()
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    return [(a, b) for i, (a, one) in enumerate(boxes) for b, two in boxes[i + 1 :] if one.overlaps(two)]
+
+
+def test_ablation_says_the_difference(draw):
+    figure = draw["ablation"]()
+    dcf, csam, size = figure.axes
+    assert [ax.get_title("left") for ax in figure.axes] == ["Detail-context fusion", "Cross-scale attention", "Size"]
+    assert [*rows_of(csam).values()] == ["full network", "channel only"]
+    dots = [line.get_xydata().tolist() for line in dcf.lines if line.get_marker() in ("o", "D")]
+    assert dots == [[[0.8, 0]], [[0.78, 1]]]
+    (right,) = size.child_axes
+    assert [*rows_of(right).values()] == ["80.00 %", "+1.00 points"]
+    assert "full network 80.00 %, no-DCF 78.00 %" in figure.get_label()
+
+
+def test_visual_shows_the_whole_and_where_methods_differ(views):
+    methods = seen(views)
+    figure = figures.visual(methods, SAMPLE, np.s_[8:40, 16:64])
+    titles = [ax.get_title("left") for ax in figure.axes]
+    assert titles[:3] == ["\ntruth", f"CSAMNet-S\nDice {views[2].dice:.3f}", "UNet\nDice 0.300"]
+    whole, part = (ax.images[0].get_array() for ax in (figure.axes[2], figure.axes[5]))
+    np.testing.assert_array_equal(whole, figures.error_overlay(methods["UNet"]))
+    np.testing.assert_array_equal(part, whole[8:40, 16:64])
+    (mark,) = figure.axes[0].patches
+    assert mark.get_bbox().bounds == (16, 8, 48, 32)
+    better = views[0]._replace(probability=views[0].truth.astype(np.float32))
+    flawed = better.probability.copy()
+    flawed[50:60, 70:80] = 1 - flawed[50:60, 70:80]
+    (mark,) = figures.visual({"a": better, "b": better._replace(probability=flawed)}, SAMPLE, side=32).axes[0].patches
+    assert mark.get_bbox().contains(75, 55)
+
+
+def test_many_methods_stand_five_in_a_row(views):
+    figure = figures.visual({str(i): views[0] for i in range(13)}, SAMPLE, side=32)
+    assert len(figure.axes) == 5 * 3 * 2
+    assert sum(bool(ax.images) for ax in figure.axes) == 2 * 14
+
+
+# ---------------------------------------------------------------------------------------- architecture
+
+
+def test_trace_is_what_the_network_makes():
+    shapes = architecture.trace(CSAMNet(8))
+    assert [shapes[f"encoder.{i}"] for i in range(4)] == [(8, 128, 128), (16, 64, 64), (32, 32, 32), (64, 16, 16)]
+    assert shapes["neck.align.2"] == shapes["csam.merge"] == (8, 128, 128)
+    assert shapes[""] == (2, 256, 256)
+
+
+@pytest.fixture(scope="module")
+def drawing():
+    return figures.architecture()
+
+
+def test_the_drawing_follows_the_network(drawing):
+    other = figures.architecture(CSAMNet(16))
+    wide, narrow = words(drawing), words(other)
+    for text in ("stage 4\n256 × 16²", "ASPP: f₄\n256 × 16²", "head\n2 × 128²", "logits\n2 × 256²", "32→8→32"):
+        assert text in wide
+    for text in ("stage 4\n128 × 16²", "16→4→16", "width 16"):
+        assert text in narrow
+        assert text not in wide
+    for text in ("dilations of 6, 12, 18", "1×21, 21×1", "dw\n5×5", "D/2→D/2", "25 % of 2D"):
+        assert text in wide
+        assert text in narrow
+    assert "four encoder stages (16 × 128², 32 × 64²," in other.get_label()
+
+
+def test_nothing_in_the_drawing_overlaps(drawing):
+    figure = drawing
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert not overlapping(figure, texts)
+    assert min(text.get_fontsize() for text in texts) >= 7
+    frame = figure.bbox
+    for ax in figure.axes:
+        boxes = [patch.get_window_extent() for patch in ax.patches if patch.get_facecolor()[3]]
+        for text in ax.texts:
+            extent = text.get_window_extent()
+            assert frame.contains(*extent.min), text
+            assert frame.contains(*extent.max), text
+            touched = [box for box in boxes if box.overlaps(extent)]
+            whole = [box for box in touched if box.contains(*extent.min) and box.contains(*extent.max)]
+            assert touched == whole, f"{text.get_text()!r} leaves its box"
+
+
+# --------------------------------------------------------------------------------------------- gallery
+
+
+def test_all_figures_are_made_from_results(tmp_path, monkeypatch, curve):
+    for kind, names in {"rivals": NETWORKS, "variants": VARIANTS}.items():
+        for name in names:
+            folder = tmp_path / kind / name.replace("_", "-") / "test"
+            folder.mkdir(parents=True)
+            curve.to_csv(folder / "curves.csv")
+    summary = {"n": 14, "data": {"name": "MoNuSeg", "kind": "real"}}
+    runs = {path.name: [path] for path in sorted(tmp_path.glob("*/*"))}
+    tabled = {"UNet": compared(**NETWORKS), "CSAMNet-M": compared(**VARIANTS)}
+    monkeypatch.setattr(gallery, "collect", lambda *_: runs)
+    monkeypatch.setattr(gallery, "read_summary", lambda _: summary)
+    monkeypatch.setattr(gallery, "compare", lambda runs, _: next(t for name, t in tabled.items() if name in runs))
+    made = gallery.of_experiments("MoNuSeg", "short")
+    assert [*made] == ["comparison", "pr_roc_models", "cost", "ablation"]
+    assert all("MoNuSeg · test, 14 images · measured on real data" in words(figure) for figure in made.values())
+    runs.pop("CSAMNet-S")
+    assert gallery.of_experiments("MoNuSeg", "short") == {}
+
+
+def test_without_runs_there_are_the_figures_that_need_none(tmp_path):
+    made = gallery.make_figures(tmp_path / "results", tmp_path / "out")
+    assert [path.name for path in made] == ["architecture", "cost-paper"]
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".pdf"] * 2 + [".png"] * 2 + [".svg"] * 2
 
 
 # -------------------------------------------------------------------------------------------- explorer

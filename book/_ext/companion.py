@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -225,6 +226,13 @@ def skip_fields(app: Sphinx, what: str, name: str, member: object, skip: bool, o
     return True if type(member).__name__ == "_tuplegetter" else None
 
 
+def copy_tiles(app: Sphinx, error: Exception | None) -> None:
+    """Serve the tiles of slides beside the pages that show them."""
+    tiles = Path("book/executed/tiles")
+    if not error and app.builder.format == "html" and (app.srcdir / tiles).is_dir():
+        shutil.copytree(app.srcdir / tiles, app.outdir / tiles, dirs_exist_ok=True)
+
+
 def setup(app: Sphinx) -> dict:
     for name, role in {"result": Result, "paper": Paper, "network": Network}.items():
         app.add_role(name, role())
@@ -236,4 +244,5 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("commands", Commands)
     app.connect("html-page-context", finish_page)
     app.connect("autodoc-skip-member", skip_fields)
+    app.connect("build-finished", copy_tiles)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,3 +10,12 @@ const nameHandles = () =>
     handle.setAttribute("aria-label", label?.textContent.trim() || "slider");
   });
 new MutationObserver(nameHandles).observe(document.body, { childList: true, subtree: true });
+
+// Only pages with a slide to zoom load what that takes.
+const here = document.currentScript.src;
+const load = (name) =>
+  new Promise((done, fail) => {
+    const script = Object.assign(document.createElement("script"), { src: new URL(name, here), onload: done, onerror: fail });
+    document.head.append(script);
+  });
+if (document.querySelector(".slide-viewer")) load("openseadragon/openseadragon.min.js").then(() => load("viewer.js"));

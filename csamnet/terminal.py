@@ -1,0 +1,69 @@
+"""What all commands share: the console, errors that a user can mend, progress bars."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from csamnet.files import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="CSAMNet on nuclei and other images: data, training, evaluation, prediction.",
+)
+console = Console(highlight=False, quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of several processes one talks
+errors = Console(stderr=True, highlight=False)
+
+
+def command(function: Callable) -> Callable:
+    """Register a command; what the user can mend is printed without a traceback, with exit code 2."""
+
+    @app.command()
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            errors.print(f"[bold red]error:[/] {plain(error)}", soft_wrap=True)
+        except OSError as error:
+            where = f"\n  file: {plain(error.filename)}" if error.filename else ""
+            errors.print(f"[bold red]error:[/] {plain(error.strerror or error)}{where}", soft_wrap=True)
+        raise typer.Exit(2)
+
+    return run
+
+
+def plain(text: object) -> str:
+    """Text in which rich finds no markup."""
+    return str(text).replace("[", r"\[")
+
+
+@contextmanager
+def bar(label: str, count: type[ProgressColumn] = MofNCompleteColumn) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar in a terminal (a line now and then where there is none); yields `tick(done, all)`."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        count(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

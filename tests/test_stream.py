@@ -1,0 +1,369 @@
+"""Slides as streams: equal to one pass in memory, whatever the size; stopped and gone on with; files others open."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import numpy as np
+import openslide
+import pandas as pd
+import pytest
+import shapely
+import tifffile
+import torch
+import zarr
+from test_slides import pyramid
+from tiny import discs
+from torch import nn
+
+from csamnet import burden, stream
+from csamnet.burden import STEPS, Frame, Nuclei
+from csamnet.config import RunConfig
+from csamnet.evaluate import predict_probability
+from csamnet.files import InputError, sha256_file
+from csamnet.instances import instances_from_probability, outlines
+from csamnet.slides import Slide
+from csamnet.stream import Clock, Grid, Network, Options, infer, run_slide, run_slides, stitch
+
+WHOLE = Options(at=0.5, whole=True, batch=3)
+
+
+class Dark(nn.Module):
+    """Dark is foreground; what lies beyond a tile's border counts as grey, so that seams show."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = nn.Conv2d(3, 1, 5, padding=2)
+        nn.init.constant_(self.mean.weight, 1 / 75)
+        nn.init.constant_(self.mean.bias, -0.4)
+        self.config = RunConfig(tile=128, precision="fp32")
+
+    def forward(self, x):
+        logit = -4 * self.mean(x)
+        return torch.cat([-logit, logit], 1)
+
+
+@pytest.fixture
+def model() -> Dark:
+    return Dark().eval()
+
+
+def whole(slide: Slide, model: Dark, **changes) -> np.ndarray:
+    return predict_probability(model, slide.read(0, 0, *slide.size), tile=128, **changes)
+
+
+def frame(slide: Slide) -> Frame:
+    return stream.frame_of(slide, RunConfig(), WHOLE)
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (129, 500), (700, 131), (640, 1100), (90, 300), (60, 70)])
+def test_the_stream_is_one_pass_over_the_whole(tmp_path, model, height, width):
+    slide = Slide(pyramid(tmp_path / "a.svs", [discs(height, height, width)[0]]))
+    grid, stored = Grid(frame(slide), 128, 0.5), np.zeros((height, width), np.uint16)
+    expected, tiles = whole(slide, model), grid.tiles(None)
+    read, network = stream.reader(slide, grid), Network(model, 128, "fp32")
+    done = ((corner, network(read(corner)[None])[0]) for corner in tiles)
+    np.testing.assert_allclose(np.concatenate(list(stitch(grid, done))), expected, atol=1e-6)
+    infer(slide, network, grid, tiles, stored, batch=7, clock=Clock())
+    np.testing.assert_allclose(stored / STEPS, expected, atol=5.1e-5)
+    assert (stored > STEPS / 2).any()
+    assert (stored < STEPS / 2).any()
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.7])
+def test_any_overlap(tmp_path, model, overlap):
+    slide, stored = Slide(pyramid(tmp_path / "a.svs", [discs(1, 400, 333)[0]])), np.zeros((400, 333), np.uint16)
+    grid = Grid(frame(slide), 128, overlap)
+    infer(slide, Network(model, 128, "fp32"), grid, grid.tiles(None), stored, batch=4, clock=Clock())
+    np.testing.assert_allclose(stored / STEPS, whole(slide, model, overlap=overlap), atol=5.1e-5)
+
+
+def test_glass_is_skipped_and_tissue_is_not_changed_by_it(tmp_path, model):
+    image = np.full((1200, 900, 3), 245, np.uint8)
+    image[300:700, 200:600] = discs(2, 400, 400)[0]
+    slide = Slide(pyramid(tmp_path / "a.svs", [image]))
+    tissue, coarse = slide.tissue(300)
+    grid, stored = Grid(frame(slide), 128, 0.5), np.zeros(image.shape[:2], np.uint16)
+    tiles = grid.tiles(tissue, coarse)
+    assert len(tiles) < 0.5 * len(grid.tiles(None))
+    infer(slide, Network(model, 128, "fp32"), grid, tiles, stored, batch=4, clock=Clock())
+    fine = np.kron(tissue, np.ones((4, 4), bool))[:1200, :900]
+    np.testing.assert_allclose(stored[fine] / STEPS, whole(slide, model)[fine], atol=5.1e-5)
+    assert not stored[:150].any()
+    assert not stored[900:].any()
+
+
+def test_memory_that_runs_out_halves_the_batch(model):
+    class Small(Dark):
+        def forward(self, x):
+            sizes.append(len(x))
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("no room")
+            return super().forward(x)
+
+    sizes, pixels = [], discs(3, 128, 128 * 9)[0].reshape(128, 9, 128, 3).swapaxes(0, 1).copy()
+    small = Network(Small(), 128, "fp32")
+    np.testing.assert_allclose(small(pixels), Network(model, 128, "fp32")(pixels), atol=1e-6)
+    assert sizes == [9, 4, 2, 2, 2, 2, 1], "the size that fitted is kept"
+    small(pixels[:2])
+    assert sizes[-1] == 2
+
+
+def blobs(seed: int, height: int, width: int, count: int) -> np.ndarray:
+    """Overlapping ellipses of steps of probability (h, w) uint16."""
+    rng, out, (y, x) = np.random.default_rng(seed), np.zeros((height, width), np.uint16), np.indices((height, width))
+    for _ in range(count):
+        cy, cx, a, b, turn = rng.uniform((0, 0, 4, 4, 0), (height, width, 13, 13, np.pi))
+        near = np.s_[max(int(cy) - 20, 0) : int(cy) + 20, max(int(cx) - 20, 0) : int(cx) + 20]
+        u, v = (y[near] - cy) * np.cos(turn) - (x[near] - cx) * np.sin(turn), (y[near] - cy) * np.sin(turn)
+        v += (x[near] - cx) * np.cos(turn)
+        out[near] = np.maximum(out[near], np.where((u / a) ** 2 + (v / b) ** 2 < 1, rng.integers(5000, 9999), 0))
+    return out
+
+
+def stored(folder: Path, values: np.ndarray) -> Path:
+    """A folder with a probability in it."""
+    folder.mkdir(exist_ok=True)
+    array = zarr.create_array(folder / "probability.zarr", shape=values.shape, chunks=(64, 64), dtype=np.uint16)
+    array[:] = values
+    return folder
+
+
+def polygons(folder: Path) -> list[shapely.Polygon]:
+    features = json.loads((folder / "nuclei.geojson").read_text())["features"]
+    assert len({feature["id"] for feature in features}) == len(features)
+    return sorted((shapely.geometry.shape(feature["geometry"]) for feature in features), key=lambda p: p.bounds)
+
+
+@pytest.mark.parametrize("count", [150, 700])
+def test_nuclei_in_blocks_are_those_of_one_piece(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(burden, "BLOCK", 150)
+    monkeypatch.setattr(burden, "MARGIN", 64)
+    values = blobs(4, 470, 610, count)
+    about = Frame((10, 20), (3, 4), 610, 470, 1.5, 0.5)
+    folder = stored(tmp_path / "a", values)
+    blocks = [(y, x) for y in range(4) for x in range(5)]
+    for block in blocks:
+        Nuclei(folder, about, "a", 5000, 30)(block)
+    labels = instances_from_probability(values, threshold=5000, min_area=30)
+    assert burden.write_geojson(folder, blocks) == labels.max() > 80
+    expected = [shapely.Polygon(points * 1.5 + (13, 24)) for _, points in outlines(labels)]
+    expected.sort(key=lambda polygon: polygon.bounds)
+    for got, polygon in zip(polygons(folder), expected, strict=True):
+        assert got.is_valid
+        assert shapely.equals_exact(got, polygon, 1e-3)
+
+
+def test_a_nucleus_larger_than_the_margin_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(burden, "BLOCK", 100)
+    monkeypatch.setattr(burden, "MARGIN", 16)
+    values = np.zeros((500, 400), np.uint16)
+    values[40:420, 150:360] = 9000
+    folder = stored(tmp_path / "a", values)
+    blocks = [(y, x) for y in range(5) for x in range(4)]
+    for block in blocks:
+        Nuclei(folder, Frame((0, 0), (0, 0), 400, 500, 1, None), "a", 5000, 30)(block)
+    assert burden.write_geojson(folder, blocks) == 1
+    assert polygons(folder)[0].area == pytest.approx(380 * 210, abs=4)
+
+
+def test_the_mask_is_a_pyramid_for_openslide_and_tifffile(tmp_path):
+    values = np.zeros((1500, 2300), np.uint16)
+    values[200:900, 100:1700] = 5000
+    values[905, 7] = 4999
+    folder = stored(tmp_path / "a", values)
+    burden.write_mask(folder, Frame((0, 0), (0, 0), 2300, 1500, 1, 0.25), 5000)
+    expected = np.where(values >= 5000, 255, 0)
+    coarse = np.round(expected[:1500, :2300].reshape(375, 4, 575, 4).mean((1, 3)) + 1e-6)
+    with openslide.OpenSlide(folder / "mask.ome.tiff") as slide:
+        assert slide.level_dimensions == ((2300, 1500), (575, 375))
+        assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.25)
+        for level, image in enumerate((expected, coarse)):
+            got = slide.read_region((0, 0), level, image.shape[::-1])
+            np.testing.assert_array_equal(np.asarray(got)[..., 0], image)
+    with tifffile.TiffFile(folder / "mask.ome.tiff") as file:
+        assert file.is_ome
+        assert [level.shape for level in file.series[0].levels] == [(1500, 2300), (375, 575)]
+        np.testing.assert_array_equal(file.series[0].asarray(), expected)
+        assert 'PhysicalSizeX="0.25"' in file.ome_metadata
+    assert not list(folder.glob(".*"))
+
+
+def test_burden_is_the_area_fraction_of_each_cell(tmp_path):
+    values = (np.random.default_rng(0).random((1030, 770)) * STEPS).astype(np.uint16)
+    values[:, 400:] = 0
+    tissue = np.ones((103, 77), bool)
+    tissue[:, 70:] = False
+    about = Frame((0, 0), (0, 0), 770, 1030, 1, 0.5)  # cells of 200 pixels
+    got, foreground = burden.burden(stored(tmp_path / "a", values), about, 7500, tissue, 10)
+    assert got.shape == (6, 4)
+    assert foreground == (values >= 7500).sum()
+    assert got[1, 1] == pytest.approx((values[200:400, 200:400] >= 7500).mean())
+    assert got[5, 0] == pytest.approx((values[1000:, :200] >= 7500).mean())
+    assert got[0, 2] == 0
+    assert not np.isnan(got).any(), "more than a quarter of the last column is tissue"
+    tissue[:, 64:] = False
+    assert np.isnan(burden.burden(tmp_path / "a", about, 7500, tissue, 10)[0][:, 3]).all()
+
+
+def test_burden_inside_and_outside_of_cancer():
+    fraction = np.array([[0.8, 0.7, 0.1], [0.75, np.nan, 0.2]], np.float32)
+    about = Frame((100, 0), (7, 0), 300, 200, 2.0, 1.0)  # cells of 100 pixels, 200 of level 0
+    square = np.array([[107, 0], [507, 0], [507, 200], [307, 200], [307, 400], [107, 400]])
+    got = burden.inside_outside(fraction, about, [square])
+    assert got["burden_inside"] == pytest.approx(0.75)
+    assert got["burden_outside"] == pytest.approx(0.15)
+    assert got["auc"] == 1
+
+
+# ----------------------------------------------------------------------------------------- whole slides
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    image = np.full((900, 1300, 3), 245, np.uint8)
+    image[100:800, 150:1100] = discs(5, 700, 950)[0]
+    return pyramid(tmp_path / "slide.svs", [image, image[::4, ::4]])
+
+
+def everything(folder: Path) -> dict[str, str]:
+    """Hashes of what must not depend on when a slide was stopped."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in (".lock", "progress.json")]
+    return {str(file.relative_to(folder)): sha256_file(file) for file in files if file.name != "summary.csv"}
+
+
+def test_what_a_slide_leaves(tmp_path, model, path):
+    path.with_suffix(".xml").write_text(
+        "<Annotations><Annotation><Regions><Region><Vertices>"
+        + "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in ((100, 100), (700, 100), (700, 800), (100, 800)))
+        + "</Vertices></Region></Regions></Annotation></Annotations>"
+    )
+    ticks, folder = [], tmp_path / "out"
+    got = run_slide(model, path, folder, Options(at=0.5, batch=3), on_tile=lambda *tick: ticks.append(tick))
+    left = {"burden.csv", "burden.npy", "burden.png", "mask.ome.tiff", "nuclei.geojson", "probability.zarr"}
+    left |= {".lock", "progress.json", "report.png", "summary.csv"}
+    assert {file.name for file in folder.iterdir()} == left
+    array, slide = zarr.open_array(folder / "probability.zarr", mode="r"), Slide(path)
+    assert array.attrs["scale_factor"] == 1 / STEPS
+    assert array.metadata.dimension_names == ("y", "x")
+    inner = np.s_[150:750, 200:1050]
+    np.testing.assert_allclose(array[:][inner] / STEPS, whole(slide, model)[inner], atol=5.1e-5)
+    labels = instances_from_probability(array[:], threshold=5000)
+    assert got["nuclei"] == len(polygons(folder)) == labels.max() > 5
+    assert got["tissue_mm2"] == pytest.approx(700 * 950 * 0.25e-6, rel=0.05)
+    assert got["nuclei_per_mm2"] == pytest.approx(got["nuclei"] / got["tissue_mm2"])
+    assert got["area_fraction"] == pytest.approx((array[:] >= 5000).sum() * 0.25e-6 / got["tissue_mm2"])
+    assert 0 <= got["auc"] <= 1
+    with openslide.OpenSlide(folder / "mask.ome.tiff") as mask:
+        region = np.asarray(mask.read_region((200, 150), 0, (850, 600)))[..., 0]
+    np.testing.assert_array_equal(region > 0, array[:][inner] >= 5000)
+    assert ticks[-1][0] == ticks[-1][1]
+    kept, when = everything(folder), (folder / "mask.ome.tiff").stat().st_mtime_ns
+    again = run_slide(model, path, folder, Options(at=0.5, batch=5))
+    assert again["status"] == "already done"
+    assert again["nuclei"] == got["nuclei"]
+    assert (folder / "mask.ome.tiff").stat().st_mtime_ns == when
+    assert run_slide(model, path, folder, Options(at=0.5, batch=3, threshold=0.7))["status"] == "done"
+    assert everything(folder)["mask.ome.tiff"] != kept["mask.ome.tiff"]
+
+
+def test_a_region_is_the_slide_s_and_lies_where_it_was(tmp_path, model, path):
+    run_slide(model, path, tmp_path / "out", Options(at=1.0, region=(160, 120, 600, 500), batch=2, whole=True))
+    image = Slide(path).read(160, 120, 300, 250, 1.0)
+    expected = predict_probability(model, image, tile=128)
+    array = zarr.open_array(tmp_path / "out" / "probability.zarr", mode="r")
+    np.testing.assert_allclose(array[:] / STEPS, expected, atol=5.1e-5)
+    labels = instances_from_probability(array[:], threshold=5000)
+    wanted = shapely.union_all([shapely.Polygon(points * 2 + (160, 120)) for _, points in outlines(labels)])
+    assert shapely.symmetric_difference(shapely.union_all(polygons(tmp_path / "out")), wanted).area < 1
+    with pytest.raises(InputError, match="not on the slide"):
+        run_slide(model, path, tmp_path / "b", Options(at=1.0, region=(900, 0, 600, 500)))
+
+
+def test_resolution_that_is_not_known(tmp_path, model):
+    image = discs(6, 200, 260)[0]
+    bare = pyramid(tmp_path / "bare.svs", [image], mpp=None)
+    with pytest.raises(InputError, match="--mpp"):
+        run_slide(model, bare, tmp_path / "a", Options(whole=True))
+    got = run_slide(model, bare, tmp_path / "a", Options(mpp=0.25, whole=True))
+    assert got["mpp"] == 0.25
+    tifffile.imwrite(tmp_path / "plain.tif", image, photometric="rgb")
+    got = run_slide(model, tmp_path / "plain.tif", tmp_path / "b", Options(whole=True))
+    assert got["mpp"] is None
+    assert np.isnan(got["tissue_mm2"])
+    array = zarr.open_array(tmp_path / "b" / "probability.zarr", mode="r")
+    np.testing.assert_allclose(array[:] / STEPS, predict_probability(model, image, tile=128), atol=5.1e-5)
+    with openslide.OpenSlide(tmp_path / "b" / "mask.ome.tiff") as mask:
+        assert "openslide.mpp-x" not in mask.properties
+
+
+def test_broken_slides_and_those_of_others_do_not_stop_the_rest(tmp_path, model, path):
+    for folder in ("b", "c", "out/x"):
+        (tmp_path / folder).mkdir(parents=True)
+    broken, other = tmp_path / "broken.svs", pyramid(tmp_path / "b" / "x.svs", [discs(7, 200, 200)[0]])
+    broken.write_bytes(b"II*\0 and no more")
+    with filelock.FileLock(tmp_path / "out" / "x" / ".lock"):
+        rows = run_slides(model, [broken, other, path], tmp_path / "out", WHOLE)
+    assert [row["status"] for row in rows] == ["broken", "at work elsewhere", "done"]
+    assert "cannot be read" in rows[0]["error"]
+    assert not (tmp_path / "out" / "x" / "progress.json").exists()
+    image = pyramid(tmp_path / "c" / "slide.svs", [discs(8, 200, 200)[0]])
+    (row,) = run_slides(model, [image], tmp_path / "out", WHOLE)
+    assert row["status"] == "broken"
+    assert "of another slide" in row["error"]
+
+
+FORKS = """
+import os, sys, time, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from pathlib import Path
+import csamnet.slide_figures
+from test_stream import Dark, WHOLE
+from csamnet.stream import run_slide
+class Slow(Dark):
+    def forward(self, x):
+        time.sleep(0.02)
+        return super().forward(x)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        run_slide(Slow().eval(), Path({path!r}), Path({folder!r}), WHOLE)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Starts a slow run of a slide in a process of its own for every line it reads; prints its id, and how it ended."""
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, model, path):
+    run_slide(model, path, tmp_path / "once", WHOLE)
+    expected, folder, rng = everything(tmp_path / "once"), tmp_path / "killed" / "once", np.random.default_rng(0)
+    text = FORKS.format(tests=str(Path(__file__).parent), path=str(path), folder=str(folder))
+    environment = os.environ | {"PYTHONPATH": str(Path(stream.__file__).parents[1])}
+    pipes, ends, rows = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, [], []
+    with subprocess.Popen([sys.executable, "-c", text], env=environment, **pipes) as forks:
+        for _ in range(10):
+            print(file=forks.stdin, flush=True)
+            child = int(forks.stdout.readline())
+            time.sleep(rng.uniform(0.05, 1.5))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            ends.append(int(forks.stdout.readline()))
+            if (folder / "progress.json").exists():
+                rows.append(json.loads((folder / "progress.json").read_text())["rows"])
+        forks.stdin.close()
+    assert set(ends) <= {0, -signal.SIGKILL}
+    assert ends.count(-signal.SIGKILL) > 2
+    assert rows == sorted(rows), "what was done is not done again"
+    run_slide(model, path, folder, WHOLE)
+    assert everything(folder) == expected
+    assert pd.read_csv(folder / "summary.csv")["nuclei"][0] > 5
