@@ -13,7 +13,7 @@ GPUS ?= 1
 SNAKEFLAGS ?=
 PYTESTFLAGS ?=
 
-unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
+unexport PYTHONPATH PYTHONHOME JUPYTER_PATH PYTHONDONTWRITEBYTECODE
 export JUPYTER_PREFER_ENV_PATH := 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INSTALLED := .venv/.installed
@@ -30,6 +30,7 @@ help:
 
 book: $(INSTALLED)
 	@snakemake --cores $(CORES) --resources gpu=$(GPUS) --rerun-triggers params --rerun-incomplete --nolock \
+	  --prioritize book/executed/comparison.ipynb book/executed/ablation.ipynb \
 	  --quiet rules progress reason host --config profile=$(PROFILE) seed=$(SEED) data="$(DATA)" $(SNAKEFLAGS)
 	@python -c "import pathlib; print('\nThe book:', pathlib.Path('_build/html/index.html').resolve().as_uri())"
 

@@ -8,12 +8,15 @@ from typing import NamedTuple
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 from tifffile import COMPRESSION, PHOTOMETRIC
 
 from csamnet.files import InputError, atomic
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp")
+MAX_PIXELS = 2**29  # of an image, which is read whole: 1.6 GB in colour
+Image.MAX_IMAGE_PIXELS = None  # instead of Pillow's limit
+_KNOWN = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE, PHOTOMETRIC.YCBCR)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how TIFF and BigTIFF begin, in either byte order
 
 
@@ -30,12 +33,13 @@ def read_image(path: Path | str) -> np.ndarray:
     8 bits stay as they are. Unsigned values of more bits are scaled by the smallest depth of 8, 10, 12, 14 or
     16 bits that holds the brightest, so that black and hues stay. Floats are taken times 255 if within 0..1,
     rounded if within 0..255. Anything else (negative, larger) is stretched from its minimum to its maximum.
-    Raises InputError for what cannot be read, is not a single picture, or holds NaN or infinity.
+    PNG, JPEG and WebP are turned as they are to be shown (Exif); TIFF is read as it is stored.
+    Raises InputError for what cannot be read, is not a single picture, is too large, or holds NaN or infinity.
     """
     values, palette, _, negative = _decode(path)
     values = values if palette is None else palette[values]
     values = ~values if negative and values.dtype.kind in "bu" else values
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if values.dtype.kind == "f" and not (np.abs(values) < np.float64(1e300)).all():
         raise InputError("an image holds NaN or infinity", path=path, expected="finite values")
     values = _to_display(values)
     return np.ascontiguousarray(np.stack([values] * 3, axis=-1) if values.ndim == 2 else values[..., :3])
@@ -84,6 +88,8 @@ def _decode(path: Path | str) -> _Stored:
         stored = _decode_tiff(path) if tiff else _decode_other(path)
     except FileNotFoundError:
         raise InputError("an image is missing", path=path) from None
+    except InputError:
+        raise
     except Exception as error:  # decoders raise whatever a broken file leads them into
         raise InputError(
             "an image cannot be read",
@@ -93,10 +99,16 @@ def _decode(path: Path | str) -> _Stored:
             mend="fetch or export it again",
         ) from error
     shape = stored.values.shape
-    if 0 in shape or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] > 4):
-        found = " x ".join(map(str, shape))
+    if 0 in shape or len(shape) not in (2, 3) or shape[2:] > (4,) or stored.values.dtype.kind not in "buif":
+        found = f"{' x '.join(map(str, shape))} {stored.values.dtype}"
         raise InputError("not a single picture", path=path, expected="H x W, with up to 4 channels", found=found)
     return stored._replace(values=stored.values[..., 0]) if len(shape) == 3 and shape[2] < 3 else stored
+
+
+def _check_size(path: Path | str, pixels: int) -> None:
+    if pixels > MAX_PIXELS:
+        expected, found = f"{MAX_PIXELS:,} pixels at most", f"{pixels:,}"
+        raise InputError("an image is too large", path=path, expected=expected, found=found, mend="cut it into tiles")
 
 
 def _decode_tiff(path: Path | str) -> _Stored:
@@ -105,6 +117,9 @@ def _decode_tiff(path: Path | str) -> _Stored:
         ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
         if max(ends) > tiff.filehandle.size:
             raise ValueError("the file ends before its pixels do")
+        if page.photometric not in _KNOWN:
+            raise ValueError(f"colours are {page.photometric.name}, not RGB")
+        _check_size(path, series.size // page.samplesperpixel)
         values = series.asarray()
         palette = None if page.colormap is None else (page.colormap.T >> 8).astype(np.uint8)
     values = np.moveaxis(values, 0, -1) if series.axes in ("SYX", "CYX") else values
@@ -114,8 +129,12 @@ def _decode_tiff(path: Path | str) -> _Stored:
 
 def _decode_other(path: Path | str) -> _Stored:
     with Image.open(path, formats=("PNG", "JPEG", "BMP", "WEBP")) as image:
+        _check_size(path, image.width * image.height)
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"{image.n_frames} pictures, not one")
         if image.format == "PNG" and image.mode in ("LA", "RGB", "RGBA") and "16" in str(image.tile[0].args):
             return _Stored(imagecodecs.png_decode(Path(path).read_bytes()))  # Pillow would keep 8 of 16 bits
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "P":
             colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
             return _Stored(np.array(image), np.pad(colours, ((0, 256 - len(colours)), (0, 0))))

@@ -28,7 +28,6 @@ from csamnet.prepare import prepare
 from csamnet.results import find_runs, read_config, read_images, read_run, read_summary
 from csamnet.samples import make_sample
 from csamnet.tables import KINDS, markdown, place
-from csamnet.train import train
 
 # ------------------------------------------------------------------------------------------ parameters
 
@@ -102,7 +101,9 @@ def experiment_runs(
     if given["measured"]:
         found = collect(config.dataset, config.profile, results)
         own = {name: found[name] for name in [*names, *(["Otsu"] if kind == "comparison" else [])] if name in found}
-        return config, root, results, device, own
+        return config, root, results, device, own if len(own) > 1 or kind == "comparison" else {}
+    from csamnet.train import train  # slow to import
+
     prepared(config, root)
     runs: dict[str, list[Path]] = {}
     for name, seed in product(names, range(given["seeds"])):

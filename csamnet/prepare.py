@@ -7,12 +7,14 @@ import hashlib
 import inspect
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from PIL import Image
 from scipy import ndimage
 from skimage.segmentation import relabel_sequential
@@ -52,38 +54,59 @@ def prepare(
     """
     dataset, source = own_dataset(name, **own) if own else get_dataset(name, root), Path(source)
     target = Path(root) / dataset.name
-    staging, scratch, old = (target.with_name(f".{dataset.name}.{use}") for use in ("partial", "zip", "old"))
+    uses = ("partial", "zip", "old", "lock")
+    staging, scratch, old, lock = (target.with_name(f".{dataset.name}.{use}") for use in uses)
     in_place = _check_place(source, target)
     source = target if in_place else source
     try:
-        if old.exists() and not target.exists():  # stopped between the two renames below
-            os.replace(old, target)
-        _drop(scratch, old)
-        form = check_form(dataset, form)
-        release = read_release(dataset, unpack(source, scratch), form)
-        release.notes += [f"form: {form}"] if form else []
-        provenance = _provenance(dataset, release, allow_partial)
-        if not _is_current(target, provenance):
-            folder = target if in_place else _stage(staging, provenance)
-            table, notes = _build(dataset, release, folder, in_place, allow_partial, progress)
-            _describe(dataset, release.sample, folder, table, notes, provenance)
-            if not in_place:
-                _drop(staging / _ROWS)
-                if target.exists():
-                    os.replace(target, old)
-                os.replace(staging, target)
-        _drop(staging)
-    except InputError:
-        _drop(staging)
-        raise
+        with _alone(lock, staging, scratch, old):
+            if old.exists() and not target.exists():  # stopped between the two renames below
+                os.replace(old, target)
+            _drop(scratch, old)
+            form = check_form(dataset, form)
+            release = read_release(dataset, unpack(source, scratch), form)
+            release.notes += [f"form: {form}"] if form else []
+            provenance = _provenance(dataset, release, allow_partial)
+            if not _is_current(target, provenance):
+                folder = target if in_place else _stage(staging, provenance)
+                table, notes = _build(dataset, release, folder, in_place, allow_partial, progress)
+                _describe(dataset, release.sample, folder, table, notes, provenance)
+                if not in_place:
+                    _drop(staging / _ROWS)
+                    if target.exists():
+                        os.replace(target, old)
+                    os.replace(staging, target)
+            _drop(staging)
     except OSError as error:
         what = "the disk is full" if error.errno == errno.ENOSPC else "a file cannot be read or written"
         mend = "mend that and start again; nothing half-written was left"
-        _drop(staging)
         raise InputError(what, path=error.filename or target, found=error.strerror, mend=mend) from error
-    finally:
-        _drop(scratch, old)
     return target
+
+
+@contextmanager
+def _alone(lock: Path, staging: Path, *others: Path) -> Iterator[None]:
+    """Hold `lock` (until the process ends, however it does) and clear up after: `staging` only after an error.
+
+    Raises InputError where another process holds it.
+    """
+    root, new = lock.parent, not lock.parent.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            except (InputError, OSError):
+                _drop(staging)
+                raise
+            finally:
+                _drop(*others)
+                lock.unlink(missing_ok=True)
+                if new and not any(root.iterdir()):
+                    root.rmdir()
+    except Timeout:
+        mend = "wait until that has ended"
+        raise InputError("the data set is being prepared by another process", path=lock, mend=mend) from None
 
 
 def check_form(dataset: Dataset, form: str | None) -> str | None:
@@ -164,6 +187,8 @@ def _build(
             if record.split is None:
                 mend = "put it below a folder with train or test in its name"
                 raise InputError("neither train nor test", path=record.files["image"], mend=mend)
+            if not record.name.isprintable():
+                raise InputError("a name that not every system can write", found=ascii(record.name), mend="rename it")
             kept = folder / _ROWS / f"{record.split}-{record.name}.json"
             if in_place or not kept.exists():
                 pixels = record.load() if in_place else reduce(record.load(), dataset.longest)
@@ -183,11 +208,12 @@ def _build(
     faults += [InputError(f"no image in {name}") for name in needed if name not in set(table["split"])]
     leaks = [error for column in ("name", "group", "pixels_sha256") for error in _leaks(table, column)]
     errors = leaks if allow_partial and rows else leaks + faults
+    errors = dict.fromkeys(map(str, errors))  # many records may share a file
     if errors:
         listed = "".join(f"\n- {error}" for error in errors)
         hint = "" if leaks or not rows else "\nTo go on without these: --allow-partial"
         raise InputError(f"{dataset.name} cannot be prepared; problems: {len(errors)}{listed}{hint}")
-    return table, notes + [" ".join(str(error).split()) for error in faults]
+    return table, notes + list(dict.fromkeys(" ".join(str(error).split()) for error in faults))
 
 
 def reduce(pixels: Pixels, longest: int | None) -> Pixels:

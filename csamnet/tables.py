@@ -282,6 +282,8 @@ def verdict(table: pd.DataFrame, reference: str, level: float = LEVEL) -> str:
     """What the tests of mIoU say, in a sentence or two, in Markdown."""
     rows = table.set_index("model")
     own, others = rows["miou_mean"][reference], rows.drop(reference)
+    if others.empty:
+        return f"Only {reference} was run: there is nothing yet to hold it against."
     told = others[others["miou_p"] < level]
     better, worse = (sorted(told.index[told["miou_mean"] > own]), sorted(told.index[told["miou_mean"] < own]))
     open_ = len(others) - len(told)

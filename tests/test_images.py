@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from csamnet import images
 from csamnet.files import InputError
 from csamnet.images import read_image, read_labels, read_mask, write_image
 
@@ -226,9 +227,9 @@ def test_no_mask(tmp_path, stored, message):
             read(tmp_path / "a.tif")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e308])
 def test_pixels_that_are_not_finite(tmp_path, value):
-    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, value]], np.float32))
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, value]]))
     with pytest.raises(InputError, match="NaN or infinity"):
         read_image(tmp_path / "a.tif")
 
@@ -294,3 +295,36 @@ def test_write_image_leaves_nothing_behind(tmp_path, monkeypatch):
         write_image(tmp_path / "b.png", RGB)
     assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
     np.testing.assert_array_equal(read_image(tmp_path / "b.png")[..., 0], GREY)
+
+
+def test_an_image_is_turned_as_it_is_to_be_shown(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    for name in ("a.png", "a.webp"):
+        Image.fromarray(RGB).save(tmp_path / name, exif=exif, lossless=True)
+        np.testing.assert_array_equal(read_image(tmp_path / name), np.rot90(RGB, -1))
+
+
+def test_what_is_no_single_picture_in_grey_or_rgb(tmp_path):
+    frames = [Image.fromarray(RGB), Image.fromarray(~RGB)]
+    for name in ("a.png", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(InputError, match="2 pictures, not one"):
+            read_image(tmp_path / name)
+    frames[0].convert("CMYK").save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="colours are SEPARATED, not RGB"):
+        read_image(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "b.tif", GREY * 1j)
+    with pytest.raises(InputError, match="9 x 13 complex128"):
+        read_image(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_an_image_too_large_to_be_read_whole(tmp_path, monkeypatch, name):
+    Image.fromarray(RGB).save(tmp_path / name)
+    monkeypatch.setattr(images, "MAX_PIXELS", GREY.size)
+    read_image(tmp_path / name)
+    monkeypatch.setattr(images, "MAX_PIXELS", GREY.size - 1)
+    with pytest.raises(InputError, match="an image is too large") as caught:
+        read_image(tmp_path / name)
+    assert "expected: 116 pixels at most\n  found: 117" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from csamnet import notebooks, tables
+from csamnet.compare import compare
 from csamnet.config import make_config
 from csamnet.evaluate import write_evaluation
 from csamnet.files import InputError, write_json
@@ -375,3 +377,15 @@ def test_an_experiment_trains_what_is_missing_and_shows_it(tmp_path):
     assert "Not run" in page
     assert "MoNuSeg, real images" in page
     assert "image/" not in page
+
+
+def test_pages_of_what_was_measured_hold_with_one_run_alone(tmp_path):
+    """The repository's own results: a network without rivals or variants is no comparison and no error."""
+    for kind, said in (("comparison", "Only CSAMNet-S was run"), ("ablation", "Not run")):
+        given = EXPERIMENT | {"results": str(tmp_path), "measured": 1}
+        source = ROOT / "results" / "MoNuSeg" / "CSAMNet-S-short-seed0"
+        shutil.copytree(source, tmp_path / "MoNuSeg" / source.name, dirs_exist_ok=True)
+        config, *_, runs = notebooks.experiment_runs(kind, given, tuple(EXPERIMENT))
+        text = notebooks.about_runs(runs, config)
+        text += tables.verdict(compare(runs, config.model), config.model) if runs else ""
+        assert said in text

@@ -266,7 +266,7 @@ def test_full_disk_leaves_nothing(tmp_path, monkeypatch):
     message = fails(source, tmp_path / "root")
     assert "the disk is full" in message
     assert written
-    assert list((tmp_path / "root").iterdir()) == []
+    assert not (tmp_path / "root").exists()
 
 
 def test_manifest_that_is_missing_or_wrong(tmp_path):
@@ -391,6 +391,37 @@ def test_a_preparation_that_was_killed_goes_on(tmp_path, monkeypatch):
     whole = prepare("MoNuSeg", source, tmp_path / "other")
     assert contents(folder) == contents(whole)
     assert [path.name for path in root.iterdir()] == ["MoNuSeg"]
+
+
+def test_one_preparation_of_a_tree_at_a_time(tmp_path):
+    source, root, seen = lay(tmp_path / "in"), tmp_path / "root", []
+
+    def meanwhile(records):
+        for record in records:
+            with pytest.raises(InputError, match="being prepared by another process"):
+                prepare("MoNuSeg", source, root)
+            seen.append(record.name)
+            yield record
+
+    folder = prepare("MoNuSeg", source, root, progress=meanwhile)
+    assert len(seen) == 8
+    assert contents(folder) == contents(prepare("MoNuSeg", source, tmp_path / "other"))
+    assert [path.name for path in root.iterdir()] == ["MoNuSeg"]
+
+
+def test_a_name_that_cannot_be_written(tmp_path):
+    message = fails(lay(tmp_path / "in", NAMES | {"val": ["a\nb"]}), tmp_path / "root")
+    assert "found: 'a\\nb'" in message
+
+
+def test_a_file_of_many_records_is_reported_once(tmp_path, monkeypatch):
+    def broken(image):
+        raise InputError("an image cannot be read", path=image)
+
+    listed = [Record(f"{i}", split, f"{i}", "", {"image": tmp_path / "a"}, broken) for i, split in enumerate(NAMES)]
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(module, "read_release", lambda *_: Release(listed))
+    assert fails(tmp_path, tmp_path.with_name("root")).count("cannot be read") == 1
 
 
 def test_images_without_annotation(tmp_path, monkeypatch):

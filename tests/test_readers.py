@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from csamnet.datasets import DATASETS, get_dataset
 from csamnet.files import InputError, write_json
 from csamnet.images import read_labels, write_image
 from csamnet.readers import read_release
-from csamnet.readers.common import rasterise, read_outlines, unpack
+from csamnet.readers.common import Record, rasterise, read_outlines, unpack
 from csamnet.samples import make_sample
 
 MONUSEG = DATASETS["MoNuSeg"]
@@ -89,9 +90,16 @@ def test_outlines_without_a_pixel_are_noted():
     assert "no pixel" in notes[1]
 
 
+@pytest.mark.parametrize("far", [1e18, -1e18, 1e300, np.inf, np.nan])
+def test_a_vertex_that_is_no_place_leaves_its_outline_out(far):
+    labels, notes = rasterise([np.array([(1, 1), (far, far), (1, 5)]), np.array(SQUARE)], (10, 10))
+    assert set(np.unique(labels)) == {0, 2}
+    assert notes == ["region 1 left out: 3 points, finite ones needed, 3 at least"]
+
+
 def test_a_self_crossing_outline_is_filled_between_its_arms():
     labels, notes = rasterise([np.array([(0.5, 0.5), (8.5, 8.5), (8.5, 0.5), (0.5, 8.5)])], (10, 10))
-    assert notes == []
+    assert notes == ["1 of 1 regions cross or touch themselves"]
     assert labels[4, 1] == labels[5, 8] == 0 or labels[1, 4] == 0
     assert 20 < labels.sum() < 44  # half of the square of 8 x 8
 
@@ -102,6 +110,7 @@ def test_a_self_crossing_outline_is_filled_between_its_arms():
         ("<Annotations><Region>", "cannot be read"),
         ("", "cannot be read"),
         ("\x00\x01", "cannot be read"),
+        ('<?xml version="1.0" encoding="klingon"?><Annotations/>', "unknown encoding: klingon"),
         ('<Annotations><Region><Vertex X="one" Y="2"/></Region></Annotations>', "cannot be read"),
         ('<Annotations><Region><Vertex X="1"/></Region></Annotations>', "cannot be read"),
         ("<Annotations/>", "without outlines"),
@@ -250,6 +259,42 @@ def test_zip_that_would_write_outside(tmp_path, name):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.zip"]
 
 
+def test_a_zip_of_nothing_and_one_in_capitals(tmp_path):
+    pair(tmp_path / "flat", "one")
+    (tmp_path / "in").mkdir()
+    zipfile.ZipFile(tmp_path / "in/empty.zip", "w").close()
+    with zipfile.ZipFile(tmp_path / "in/TRAIN.ZIP", "w") as packed:
+        for path in (tmp_path / "flat").iterdir():
+            packed.write(path, path.name)
+    (tmp_path / "in/._TRAIN.zip").write_bytes(b"what macOS leaves")
+    assert names(read_release(MONUSEG, unpack(tmp_path / "in", tmp_path / "scratch"))) == {"one": "train"}
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    pair(tmp_path / "train", "a")
+    pair(tmp_path / "test", "b")
+    scan = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("test"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(PermissionError, match="test"):
+        read_release(MONUSEG, [tmp_path])
+
+
+def test_whatever_a_parser_raises_is_reported_by_file(tmp_path):
+    def parse(image, annotation):
+        raise RecursionError("too deep")
+
+    files = {"image": tmp_path / "a.tif", "annotation": tmp_path / "a.xml"}
+    with pytest.raises(InputError, match="RecursionError: too deep") as caught:
+        Record("a", "train", "a", "", files, parse).load()
+    assert f"file: {tmp_path / 'a.tif'}, {tmp_path / 'a.xml'}" in str(caught.value)
+
+
 def test_broken_zip_and_source_that_is_not_there(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(InputError, match="cannot be unpacked"):
@@ -315,9 +360,20 @@ def test_real_outlines_give_the_published_instances(shared, name):
     assert record.split == split
     pixels, expected = record.load(), read_labels(shared / f"data/MoNuSeg/{split}/inst/{stem}.png")
     np.testing.assert_array_equal(pixels.labels, expected)
-    assert not pixels.notes
+    (note,) = pixels.notes
+    assert note.startswith(f"{stem}.xml: ")
+    assert note.endswith(" regions cross or touch themselves")
     drawn = Image.new("1", pixels.mask.shape[::-1])  # an independent rasteriser, which also draws the border
     for outline in read_outlines(record.files["annotation"]):
         ImageDraw.Draw(drawn).polygon([tuple(point) for point in outline.tolist()], fill=1)
     other = np.asarray(drawn)
     assert (pixels.mask & other).sum() / (pixels.mask | other).sum() > 0.9
+
+
+def test_a_look_alike_is_known_however_deep_its_folder(tmp_path):
+    pair(tmp_path / "R/a/b/train", "a")
+    assert not read_release(MONUSEG, [tmp_path / "R/a/b"]).sample
+    write_json(tmp_path / "R/SAMPLE.json", {"kind": "sample"})
+    assert read_release(MONUSEG, [tmp_path / "R/a/b"]).sample
+    (tmp_path / "R/SAMPLE.json").rename(tmp_path / "R/a/b/train/SAMPLE.json")
+    assert read_release(MONUSEG, [tmp_path / "R"]).sample

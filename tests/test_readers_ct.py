@@ -239,6 +239,14 @@ def test_nothing_to_agree_on_is_noted(tmp_path):
     ]
 
 
+def test_an_outline_of_two_points_encloses_nothing(tmp_path):
+    line = [("9.1.3", [(4, 4), (4, 5)])]
+    xml(scan(tmp_path) / "a.xml", *[[[("9.1.3", box(1, 1, 5, 5))], line]] * 2)
+    release = read_lidc(LIDC, [tmp_path], "slices")
+    assert [record.load().mask.sum() for record in release.records] == [3 * 3]
+    assert release.notes == ["passed over: 2 outlines of two points"]
+
+
 def test_nothing_that_could_be_read(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match="LIDC-IDRI is not here") as caught:
@@ -326,6 +334,7 @@ def test_a_fault_is_reported_by_file_and_the_rest_is_read(tmp_path, fault):
     [
         (lambda path: path.write_bytes(path.read_bytes()[:-40]), "less than expected"),
         (lambda path: _change(path, RescaleSlope=None), "NoneType"),
+        (lambda path: _change(path, RescaleSlope=0), "a rescale slope of 0.0 and intercept of 0.0"),
         (lambda path: _change(path, BitsAllocated=12), "Bits Allocated"),
     ],
 )

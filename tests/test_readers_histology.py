@@ -14,6 +14,7 @@ import shapely
 import tifffile
 from PIL import Image
 from scipy.io import savemat
+from scipy.sparse import csc_array
 
 from csamnet.datasets import DATASETS
 from csamnet.files import InputError, read_json, write_json
@@ -53,6 +54,10 @@ def aperio(path: Path) -> Path:
 
 def polygon(*rings) -> dict:
     return {"type": "Polygon", "coordinates": rings}
+
+
+def collection(geometry: dict) -> dict:
+    return {"type": "GeometryCollection", "geometries": [geometry]}
 
 
 def geojson(path: Path, *nuclei) -> Path:
@@ -102,6 +107,11 @@ def test_a_matlab_file_that_cannot_be_read(tmp_path):
         with pytest.raises(InputError, match="a MATLAB file cannot be read") as caught:
             read_inst_map(tmp_path / "a.mat")
         assert str(tmp_path / "a.mat") in str(caught.value)
+
+
+def test_sparse_instances(tmp_path):
+    savemat(tmp_path / "a.mat", {"inst_map": csc_array(INST.astype(float))})
+    np.testing.assert_array_equal(read_inst_map(tmp_path / "a.mat"), INST)
 
 
 def test_a_matlab_file_with_another_key(tmp_path):
@@ -255,6 +265,21 @@ def test_cpm17_with_files_that_are_missing_wrong_or_in_no_split(tmp_path):
     assert "found: 3 x 5" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        *[(name, None) for name in ("latest", "contest", "CONTEST", "restrained", "train_and_test")],
+        *[(name, "test") for name in ("MoNuSegTestData", "cpm17_test")],
+        *[(name, "train") for name in ("My TRAINING data", "Train/latest")],
+    ],
+)
+def test_a_split_is_a_word_in_the_name_of_a_folder(tmp_path, folder, split):
+    top = tmp_path / "download"
+    cpm17(top, folder, 0)
+    (record,) = read_cpm17(FEW_CPM17, [top]).records
+    assert record.split == split
+
+
 def test_counts_of_cpm17(tmp_path):
     for split in ("train", "test"):
         for number in range(32):
@@ -377,6 +402,7 @@ def test_a_polygon_that_crosses_itself_is_mended():
         ({"type": "Point", "coordinates": [3, 3]}, r"POINT \(3 3\)"),
         ({"type": "LineString", "coordinates": SQUARE}, "LINESTRING"),
         ({"type": "Circle"}, "Unknown geometry type"),
+        (collection(collection(collection(polygon(SQUARE)))), "GEOMETRYCOLLECTION"),
         ({"type": "Polygon"}, "coordinates"),
         (None, "not a polygon of three points"),
         (polygon([[50, 50], [60, 50], [60, 60], [50, 50]]), "no pixel of the image"),
@@ -447,6 +473,7 @@ def test_ten_classes_in_a_fixed_order():
         ("{", "not valid JSON"),
         ("\udcff", "not valid JSON"),
         ("[]", "without outlines"),
+        ("[" * 100_000, "RecursionError"),
         ('{"type": "FeatureCollection"}', "without outlines"),
         ('{"features": [{"properties": {"classification": {"name": "nuclei_alien"}}}]}', "'nuclei_alien' in feature 1"),
         ('{"features": [{"properties": {"classification": {"name": ["a"]}}}]}', "unknown class"),
@@ -512,3 +539,13 @@ def test_a_real_region_of_puma(shared):
     }
     grey = np.asarray(Image.fromarray(pixels.image).convert("L"))
     assert grey[pixels.mask].mean() < grey[~pixels.mask].mean() - 30, "outlines lie on what is dark"
+
+
+def test_an_annotation_of_which_nothing_can_be_drawn(tmp_path):
+    picture(tmp_path / "primary_1.tif")
+    geojson(tmp_path / "primary_1_nuclei.geojson", (polygon([[50, 50], [60, 50], [60, 60], [50, 50]]), "nuclei_tumor"))
+    with pytest.raises(InputError, match="nothing of an annotation can be drawn") as caught:
+        read_puma(FEW_PUMA, [tmp_path]).records[0].load()
+    assert f"file: {tmp_path / 'primary_1_nuclei.geojson'}" in str(caught.value)
+    geojson(tmp_path / "primary_1_nuclei.geojson")  # nobody saw a nucleus: that is no fault
+    assert not read_puma(FEW_PUMA, [tmp_path]).records[0].load().mask.any()

@@ -156,6 +156,10 @@ def test_many_missing_slices_are_not_all_listed(tmp_path):
         ({"PID": None}, "PID"),
         ({"label": np.array([[4.0]])}, "label 4.0, PID 'MR017'"),
         ({"PID": pid("\0 ")}, "unknown kind or patient"),
+        ({"PID": pid("\ud800")}, "unknown kind or patient"),
+        ({"PID": "MR017"}, "cjdata/PID:  |S5, not H x W numbers"),
+        ({"label": np.zeros((0, 0))}, "cjdata/label: 0 x 0 float64"),
+        ({"label": np.array([[2j]])}, "cjdata/label: 1 x 1 complex128"),
     ],
 )
 def test_slices_that_cannot_be_listed(tmp_path, changes, message):
@@ -187,8 +191,13 @@ def test_other_versions_and_damage(tmp_path):
     [
         ({"image": None}, "cjdata/image"),
         ({"tumorMask": None}, "cjdata/tumorMask"),
-        ({"image": np.zeros((7, 5, 2), np.int16)}, "not a slice"),
+        ({"image": np.zeros((7, 5, 2), np.int16)}, "not H x W numbers"),
         ({"image": np.full((7, 5), np.nan)}, "not a slice"),
+        ({"image": np.zeros((0, 0))}, "not H x W numbers"),
+        ({"tumorMask": np.uint8(1)}, "not H x W numbers"),
+        ({"tumorMask": MASK.T * np.nan}, "not a mask"),
+        ({"tumorMask": MASK.T * -1.0}, "not a mask"),
+        ({"tumorMask": np.arange(35.0).reshape(7, 5)}, "35 values from 0.0 to 34.0"),
     ],
 )
 def test_slices_that_cannot_be_loaded(tmp_path, changes, message):

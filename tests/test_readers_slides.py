@@ -14,7 +14,7 @@ from PIL import Image
 
 from csamnet.datasets import DATASETS
 from csamnet.files import InputError
-from csamnet.readers import slides
+from csamnet.readers import read_release, slides
 from csamnet.readers.common import rasterise
 from csamnet.readers.slides import read_bach, read_regions, read_slides
 from csamnet.slides import Slide
@@ -169,8 +169,8 @@ def test_names_of_classes(tmp_path, text, values, name, expected):
 
 def test_regions_that_cannot_be_drawn_are_noted(tmp_path):
     far = [(900, 10), (990, 10), (990, 90)]
-    nan = [("nan", 1), (5, 1), (5, 5)]
-    case(tmp_path, "A01", *(region(points, "invasive") for points in (SQUARE, SQUARE[:2], far, [], nan)))
+    nan, huge = [("nan", 1), (5, 1), (5, 5)], [(1e300, 1), (5, 1), (5, 5)]
+    case(tmp_path, "A01", *(region(points, "invasive") for points in (SQUARE, SQUARE[:2], far, [], nan, huge)))
     release = read_bach(BACH, [tmp_path])
     assert release.problems == []
     assert [note.split(":")[1:] for note in release.notes[:-1]] == [
@@ -178,6 +178,7 @@ def test_regions_that_cannot_be_drawn_are_noted(tmp_path):
         [" region 3 left out", " it is outside of the slide"],
         [" region 4 left out", " 0 points, finite ones needed, 3 at least"],
         [" region 5 left out", " 3 points, finite ones needed, 3 at least"],
+        [" region 6 left out", " 3 points, finite ones needed, 3 at least"],
     ]
     assert release.records[0].load().mask.sum() == 101 * 101
 
@@ -224,6 +225,21 @@ def test_releases_that_are_not_there(tmp_path):
         assert expected in str(caught.value)
         assert "notes.txt" in str(caught.value)
         assert dataset.how_to_get in str(caught.value)
+
+
+def test_slides_are_counted_and_not_their_tiles(tmp_path):
+    few = replace(BACH, counts={"all": 2})
+    case(tmp_path, "A01")
+    case(tmp_path, "A02")
+    release = read_release(few, [tmp_path])
+    assert len(release.records) > 2
+    assert release.problems == []
+    (tmp_path / "A02.xml").unlink()
+    (problem,) = read_release(few, [tmp_path]).problems
+    assert "1 images fewer than the release has" in str(problem)
+    (tmp_path / "A01.xml").unlink()
+    with pytest.raises(InputError, match="BACH2018 is not here"):
+        read_release(few, [tmp_path])
 
 
 def test_any_slides_as_the_region_with_most_tissue(tmp_path):

@@ -224,3 +224,8 @@ def test_real_images(shared):
         np.testing.assert_array_equal(pixels.image, np.asarray(Image.open(record.files["image"]).convert("RGB")))
         assert pixels.mask.any() == (record.organ != "normal")
         assert not pixels.notes
+
+
+def test_a_name_without_a_letter(tmp_path):
+    release_b(tmp_path, "%%", "000001")
+    assert [record.name for record in read_dataset_b(DATASET_B, [tmp_path]).records] == ["%%", "000001"]

@@ -92,6 +92,7 @@ def test_the_verdict_names_what_differs_and_counts_what_does_not():
     assert "Of 1 the test cannot say" in text
     alone = side_by_side().iloc[:2]
     assert "none differs" in tables.verdict(alone, "CSAMNet-S")
+    assert tables.verdict(alone.iloc[:1], "CSAMNet-S").startswith("Only CSAMNet-S was run")
 
 
 def test_where_a_number_was_read():

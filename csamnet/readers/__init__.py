@@ -50,18 +50,20 @@ def read_release(dataset: Dataset, folders: list[Path], form: str | None = None)
 
 
 def is_sample(folders: list[Path]) -> bool:
-    """Whether a look-alike's mark lies in, within or beside the folders, or the card of a tree made from one."""
-    places = [place for folder in folders for place in (folder.parent, folder, innermost(folder))]
-    cards = [place / "dataset.json" for place in places]
-    return any((place / "SAMPLE.json").is_file() for place in places) or any(
-        read_json(card).get("kind") == "sample" for card in cards if card.is_file()
+    """Whether a look-alike's mark lies in or above the folders, or the card of a tree made from one."""
+    above = [place / "SAMPLE.json" for folder in folders for place in folder.resolve().parents]
+    cards = [place / "dataset.json" for folder in folders for place in (folder.parent, folder, innermost(folder))]
+    return (
+        any(mark.is_file() for mark in above)
+        or any(mark for folder in folders for mark in folder.rglob("SAMPLE.json"))
+        or any(read_json(card).get("kind") == "sample" for card in cards if card.is_file())
     )
 
 
 def miscounts(dataset: Dataset, folder: Path, release: Release) -> Iterator[InputError]:
-    """An error for each split that has fewer or more images than the release."""
+    """An error for each split that has fewer or more images (slides, of which there may be many tiles)."""
     for split, count in dataset.counts.items():
-        found = sum(split in ("all", record.split) for record in release.records)
+        found = len({record.files["image"] for record in release.records if split in ("all", record.split)})
         if found != count:
             what = f"{abs(found - count)} images {'fewer' if found < count else 'more'} than the release has"
             expected = f"{count} pairs of image and annotation" + f" in {split}" * (split != "all")

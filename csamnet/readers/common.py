@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections import defaultdict
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from xml.etree.ElementTree import ParseError
 
 import numpy as np
+import shapely
 from defusedxml import ElementTree
 from skimage.draw import polygon
 
@@ -47,7 +49,13 @@ class Record:
 
     def load(self) -> Pixels:
         """Raises InputError for files that cannot be read and planes that differ in size."""
-        pixels = self.reader(**self.files)
+        try:
+            pixels = self.reader(**self.files)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # parsers raise whatever a broken file leads them into
+            listed, found = ", ".join(map(str, self.files.values())), f"{type(error).__name__}: {error}"
+            raise InputError("an image or its annotation cannot be read", path=listed, found=found) from error
         for kind, plane in (("inst", pixels.labels), ("mask", pixels.mask), ("classes", pixels.classes)):
             if plane is not None and plane.shape != pixels.image.shape[:2]:
                 what, found = f"image and {kind} differ in size", "{} x {}".format(*plane.shape)
@@ -78,9 +86,8 @@ class Release:
             self.problems.append(InputError(what, path=path, expected=f"{partner} {name}.*", found="nothing"))
         else:
             files = {kind: paths[0] for kind, paths in files.items()}
-            sample = name.startswith("SAMPLE-")
-            organ = SAMPLE_ORGANS.get(name.split("-")[1]) if sample else dataset.organ_of(name)
-            self.sample |= sample
+            organ = SAMPLE_ORGANS.get(name.split("-")[1]) if name.startswith("SAMPLE-") else dataset.organ_of(name)
+            self.sample |= name.startswith("SAMPLE")
             self.records.append(Record(name, split, dataset.group_of(name), organ or "unknown", files, reader))
 
 
@@ -101,7 +108,8 @@ def unpack(source: Path, scratch: Path) -> list[Path]:
     one with entries that would land outside its folder.
     """
     if source.is_dir():
-        archives = [path for path in sorted(source.glob("*.zip")) if not path.with_suffix("").is_dir()]
+        zips = [path for path in sorted(source.iterdir()) if path.suffix.lower() == ".zip"]
+        archives = [path for path in zips if not path.with_suffix("").is_dir() and not path.name.startswith(_HIDDEN)]
     elif source.is_file() and source.suffix.lower() == ".zip":
         archives = [source]
     else:
@@ -117,21 +125,29 @@ def _unzip(archive: Path, folder: Path) -> None:
             for name in packed.namelist():
                 if "\\" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
                     raise InputError("a zip would write outside its folder", path=archive, found=name)
+            folder.mkdir(parents=True)
             packed.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        mend = "download it again"
+        mend = "download it again, or unpack it yourself"
         raise InputError("a zip cannot be unpacked", path=archive, found=error, mend=mend) from error
 
 
 def by_stem(folders: list[Path], *suffixes: str) -> dict[str, list[Path]]:
-    """Files with one of the suffixes anywhere below the folders, by stem; hidden ones are passed over."""
+    """Files with one of the suffixes anywhere below the folders, by stem; hidden ones are passed over.
+
+    Raises OSError for a folder that may not be read.
+    """
     found = defaultdict(list)
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            hidden = any(part.startswith(_HIDDEN) for part in path.relative_to(folder).parts)
-            if path.suffix.lower() in suffixes and path.is_file() and not hidden:
+    for folder in filter(Path.is_dir, folders):
+        below = (Path(top, name) for top, _, names in os.walk(folder, onerror=_refuse) for name in names)
+        for path in sorted(path for path in below if path.suffix.lower() in suffixes and path.is_file()):
+            if not any(part.startswith(_HIDDEN) for part in path.relative_to(folder).parts):
                 found[path.stem].append(path)
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def demand(dataset: Dataset, folders: list[Path], found: dict[str, dict]) -> None:
@@ -172,7 +188,7 @@ def read_outlines(path: Path) -> list[np.ndarray]:
             np.array([(float(vertex.get("X")), float(vertex.get("Y"))) for vertex in region.iter("Vertex")])
             for region in root.iter("Region")
         ]
-    except (ParseError, ValueError, TypeError) as error:  # defusedxml's errors are ValueErrors
+    except (ParseError, ValueError, TypeError, LookupError) as error:  # the last for an unknown encoding
         raise InputError("an annotation cannot be read", path=path, expected=expected, found=error) from error
     if root.tag != "Annotations" or not regions:
         found = f"<{root.tag}> with {len(regions)} regions"
@@ -180,18 +196,25 @@ def read_outlines(path: Path) -> list[np.ndarray]:
     return regions
 
 
-def rasterise(outlines: list[np.ndarray], shape: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
-    """Outlines (x, y) as labels 1, 2, ... of the given shape (int32), with a note for each one left out.
+def is_drawable(points: np.ndarray) -> bool:
+    """Whether an outline (n, 2) has three points or more, and none that is no place."""
+    return len(points) >= 3 and bool((np.abs(points) < 2**31).all())
 
-    A pixel belongs to an outline if its centre, at whole coordinates, is inside or on it. Later outlines win.
+
+def rasterise(outlines: list[np.ndarray], shape: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
+    """Outlines (x, y) as labels 1, 2, ... of the given shape (int32), with notes on those left out or crossed.
+
+    A pixel belongs to an outline if its centre, at whole coordinates, is inside or on it: where an outline crosses
+    itself, enclosed an odd number of times. Later outlines win.
     """
-    labels, notes = np.zeros(shape, np.int32), []
+    labels, notes, crossed = np.zeros(shape, np.int32), [], 0
     for number, points in enumerate(outlines, 1):
-        if len(points) < 3 or not np.isfinite(points).all():
+        if not is_drawable(points):
             notes.append(f"region {number} left out: {len(points)} points, finite ones needed, 3 at least")
             continue
+        crossed += not shapely.Polygon(points).is_valid
         rows, columns = polygon(points[:, 1], points[:, 0], shape)
         labels[rows, columns] = number
         if not len(rows):
             notes.append(f"region {number} left out: no pixel of the image lies inside")
-    return labels, notes
+    return labels, notes + [f"{crossed} of {len(outlines)} regions cross or touch themselves"] * (crossed > 0)

@@ -233,6 +233,7 @@ def _targets(slices: list[Slice], reading: Reading | None, form: str, passed: Co
     drawn = draw(slices, reading)
     agreed = consensus(drawn)
     passed["marks of nodules under 3 mm"] += sum(len(outline.points) == 1 for outline in reading.outlines)
+    passed["outlines of two points"] += sum(len(outline.points) == 2 for outline in reading.outlines)
     passed[f"series without a pixel that {AGREE} readers drew"] += agreed.empty
     parts = [("", agreed, np.s_[:, :])]
     if form == "crops":
@@ -280,7 +281,7 @@ def _fill(outlines: list[Outline], shape: tuple[int, int], path: Path) -> np.nda
             found = f"x {points[:, 1].min()} to {points[:, 1].max()}, y {points[:, 0].min()} to {points[:, 0].max()}"
             expected = f"within {shape[1]} x {shape[0]} pixels"
             raise InputError("an outline outside its image", path=path, expected=expected, found=found)
-        if len(points) > 1:
+        if len(points) > 2:  # two enclose nothing
             filled = polygon2mask(shape, points)
             filled[polygon_perimeter(*points.T)] = not outline.inside
             (nodule if outline.inside else holes)[filled] = True
@@ -307,7 +308,10 @@ def _load(image: Path, annotation: Path, *, nodule: np.ndarray, box: tuple[slice
     """A slice in the lung window, and its nodule pixels (n, 2: row, column), cut to a box."""
     try:
         file = dcmread(image)
-        units = file.pixel_array * float(file.RescaleSlope) + float(file.RescaleIntercept)
+        slope, start = float(file.RescaleSlope), float(file.RescaleIntercept)
+        if not (slope and np.isfinite([slope, start]).all()):
+            raise ValueError(f"a rescale slope of {slope} and intercept of {start}")
+        units = file.pixel_array * slope + start
         grey = np.clip((units[box] - LEVEL) / WIDTH + 0.5, 0, 1) * 255
     except Exception as error:
         raise _broken(image, error) from error

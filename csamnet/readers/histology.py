@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import shapely
 from scipy.io import loadmat
+from scipy.sparse import issparse
 from shapely.geometry import shape as as_geometry
 from skimage.draw import polygon
 
@@ -20,6 +22,7 @@ from csamnet.images import read_image
 from csamnet.readers.common import Pixels, Release, by_stem, demand, rasterise, read_outlines
 
 TIFF = (".tif", ".tiff")
+_SPLIT = re.compile("(?<![A-Za-z])(?i:train|test)|Train|Test")  # not in latest, nor in CONTEST
 PUMA_CLASSES = {
     "nuclei_tumor": 1,
     "nuclei_stroma": 2,
@@ -103,10 +106,11 @@ def read_puma(dataset: Dataset, folders: list[Path]) -> Release:
 
 
 def _split_by_folder(path: Path, folders: list[Path]) -> str | None:
-    """train or test: what the innermost folder says whose name holds one of the two."""
+    """train or test: what the innermost folder says with a word in its name that begins with one of the two."""
     top = next(folder for folder in folders if path.is_relative_to(folder))
     parts = reversed(path.parent.relative_to(top.parent).parts)
-    return next((split for part in parts for split in ("train", "test") if split in part.lower()), None)
+    named = ({word.lower() for word in _SPLIT.findall(part)} for part in parts)
+    return next((split for words in named if len(words) == 1 for split in words), None)
 
 
 def _load_tile(image: Path, annotation: Path) -> Pixels:
@@ -115,7 +119,15 @@ def _load_tile(image: Path, annotation: Path) -> Pixels:
         labels = read_inst_map(annotation)
     else:
         labels, notes = rasterise(read_outlines(annotation), pixels.shape[:2])
-    return Pixels(pixels, labels > 0, labels, [f"{annotation.name}: {note}" for note in notes])
+    return Pixels(pixels, labels > 0, labels, _named(annotation, notes, labels))
+
+
+def _named(annotation: Path, notes: list[str], labels: np.ndarray) -> list[str]:
+    """Notes with their file. Raises InputError where nothing of an annotation could be drawn."""
+    if notes and not labels.any():
+        mend = "is it that of this image?"
+        raise InputError("nothing of an annotation can be drawn", path=annotation, found=notes[0], mend=mend)
+    return [f"{annotation.name}: {note}" for note in notes]
 
 
 def read_inst_map(path: Path) -> np.ndarray:
@@ -136,6 +148,7 @@ def read_inst_map(path: Path) -> np.ndarray:
         found = ", ".join(key for key in stored if not key.startswith("__")) or "nothing"
         raise InputError("a MATLAB file without instances", path=path, expected="the key inst_map", found=found)
     labels = stored["inst_map"]
+    labels = labels.toarray() if issparse(labels) else labels
     whole = labels.ndim == 2 and labels.size and labels.dtype.kind in "uif"
     if not whole or not (0 <= labels.min() <= labels.max() < 2**31 and (labels == np.rint(labels)).all()):
         expected, found = "H x W whole numbers from 0 up", f"{' x '.join(map(str, labels.shape))} {labels.dtype}"
@@ -147,7 +160,7 @@ def _load_puma(image: Path, annotation: Path) -> Pixels:
     pixels, nuclei = read_image(image), read_nuclei(annotation)
     labels, notes = draw([geometry for geometry, _ in nuclei], pixels.shape[:2])
     classes = np.array([0, *(kind for _, kind in nuclei)], np.uint8)[labels]
-    return Pixels(pixels, labels > 0, labels, [f"{annotation.name}: {note}" for note in notes], classes)
+    return Pixels(pixels, labels > 0, labels, _named(annotation, notes, labels), classes)
 
 
 def read_nuclei(path: Path) -> list[tuple[dict, int]]:
@@ -197,7 +210,7 @@ def _polygons(geometry: dict) -> tuple[list[shapely.Polygon], str]:
         whole = shapely.make_valid(whole) if fault else whole
     except (shapely.errors.ShapelyError, ValueError, TypeError, LookupError, AttributeError) as error:
         return [], str(error)
-    parts = [part for part in shapely.get_parts(shapely.get_parts(whole)) if part.area]
+    parts = [part for part in shapely.get_parts(shapely.get_parts(whole)) if part.area and part.geom_type == "Polygon"]
     return parts, fault or ("" if parts else whole.wkt[:40])
 
 

@@ -47,15 +47,19 @@ def read_brain_mri(dataset: Dataset, folders: list[Path]) -> Release:
 
 
 def read_matlab(path: Path, *keys: str) -> list[np.ndarray]:
-    """Arrays of a MATLAB 7.3 file as they are in MATLAB: HDF5 shows them transposed.
+    """Matrices of a MATLAB 7.3 file as they are in MATLAB: HDF5 shows them transposed.
 
-    Raises InputError for another version, a damaged file and a missing key.
+    Raises InputError for another version, a damaged file, a missing key, and what is no matrix of numbers.
     """
     expected, mend = f"MATLAB 7.3 (HDF5) with {', '.join(keys)}", "download it again, or save it with -v7.3"
     try:
         with h5py.File(path) as file:
-            return [file[key][()].T for key in keys]
-    except (OSError, KeyError, TypeError) as error:  # TypeError: a group where an array belongs
+            values = [np.asarray(file[key][()]).T for key in keys]
+        for key, matrix in zip(keys, values, strict=True):
+            if matrix.ndim != 2 or not matrix.size or matrix.dtype.kind not in "buif":
+                raise ValueError(f"{key}: {' x '.join(map(str, matrix.shape))} {matrix.dtype}, not H x W numbers")
+        return values
+    except Exception as error:  # h5py raises whatever a broken file leads it into
         with path.open("rb") as stream:
             found = f"{stream.read(19).decode('ascii', 'replace')!r} at its start; {error}"
         raise InputError(
@@ -87,8 +91,8 @@ def _record(stem: str, paths: list[Path], numbers: dict[str, int | None]) -> Rec
     if stem not in numbers:
         raise InputError("not a slice of the release", path=paths[0], expected=f"1.mat to {len(numbers)}.mat")
     label, pid = read_matlab(paths[0], "cjdata/label", "cjdata/PID")
-    kind, patient = KINDS.get(label.max()), "".join(chr(code) for code in pid.ravel() if code)
-    if not kind or not patient.strip():
+    kind, patient = KINDS.get(label.max()), "".join(chr(code) for code in pid.astype(np.uint16).ravel() if code)
+    if not kind or not patient.strip() or not patient.isprintable():
         expected, found = "label 1, 2 or 3 and the characters of a PID", f"label {label.max()}, PID {patient!r}"
         raise InputError("an unknown kind or patient", path=paths[0], expected=expected, found=found)
     return Record(stem, SPLITS.get(numbers[stem]), patient, kind, {"image": paths[0]}, _load)
@@ -96,7 +100,10 @@ def _record(stem: str, paths: list[Path], numbers: dict[str, int | None]) -> Rec
 
 def _load(image: Path) -> Pixels:
     values, mask = read_matlab(image, "cjdata/image", "cjdata/tumorMask")
-    if values.ndim != 2 or not np.isfinite(values).all():
-        raise InputError("not a slice", path=image, expected="H x W finite numbers", found=f"shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise InputError("not a slice", path=image, expected="finite numbers", found="NaN or infinity")
+    if not mask.min() >= 0 or len(np.unique(mask)) > 2:
+        found = f"{len(np.unique(mask))} values from {mask.min()} to {mask.max()}"
+        raise InputError("not a mask", path=image, expected="0 and one other number in tumorMask", found=found)
     notes = [] if mask.any() else [f"{image.name}: no tumour in its mask"]
     return Pixels(np.stack([to_display(values)] * 3, axis=-1), mask > 0, None, notes)

@@ -15,7 +15,7 @@ from defusedxml import ElementTree
 from csamnet.datasets import Dataset
 from csamnet.files import InputError
 from csamnet.images import IMAGE_SUFFIXES
-from csamnet.readers.common import Pixels, Record, Release, by_stem, rasterise, read_outlines
+from csamnet.readers.common import Pixels, Record, Release, by_stem, is_drawable, rasterise, read_outlines
 from csamnet.slides import Slide
 
 SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".dcm", ".svslide", *IMAGE_SUFFIXES)
@@ -31,7 +31,7 @@ def read_bach(dataset: Dataset, folders: list[Path]) -> Release:
     Slides (A01.svs) and Aperio XML are paired by stem, in whatever folders. Slides without XML are left out.
     """
     release, slides, outlines = Release(), by_stem(folders, ".svs"), by_stem(folders, ".xml")
-    if not slides:
+    if not (slides and outlines):
         expected = "A01.svs to A10.svs with A01.xml to A10.xml, in any folders"
         raise _not_here(dataset, folders, expected)
     if bare := sorted(set(slides) - set(outlines)):
@@ -125,7 +125,7 @@ def _tiles(dataset: Dataset, name: str, image: Path, annotation: Path, notes: li
 def _left_out(regions: list[tuple[int, np.ndarray]], size: tuple[int, int]) -> Iterable[str]:
     """Notes on regions that cannot be drawn on a slide of this size (width, height)."""
     for i, (_, points) in enumerate(regions, 1):
-        if len(points) < 3 or not np.isfinite(points).all():
+        if not is_drawable(points):
             yield f"region {i} left out: {len(points)} points, finite ones needed, 3 at least"
         elif (points.max(0) < 0).any() or (points.min(0) > np.subtract(size, 1)).any():
             yield f"region {i} left out: it is outside of the slide"
@@ -135,7 +135,7 @@ def _load_tile(image: Path, annotation: Path, corner: tuple[int, int], mpp: floa
     """A tile with its classes; where regions overlap the higher class counts, so that nothing hides cancer."""
     slide, classes = _open(image, image.stat().st_mtime_ns), np.zeros((TILE, TILE), np.uint8)
     for number, outline in _regions(annotation, annotation.stat().st_mtime_ns):
-        points = (outline.reshape(-1, 2) + 0.5 - corner) / slide.scale(mpp) - 0.5
+        points = (outline + 0.5 - corner) / slide.scale(mpp) - 0.5
         inside = rasterise([_without_far(points)], classes.shape)[0] > 0
         classes[inside] = np.maximum(classes[inside], number)
     return Pixels(slide.read(*corner, TILE, TILE, mpp), classes > 1, classes=classes)
@@ -172,7 +172,7 @@ def _open(path: Path, changed: int) -> Slide:
 
 @lru_cache(maxsize=2)
 def _regions(path: Path, changed: int) -> list[tuple[int, np.ndarray]]:
-    return read_regions(path)
+    return [(number, points) for number, points in read_regions(path) if is_drawable(points)]
 
 
 def _not_here(dataset: Dataset, folders: list[Path], expected: str) -> InputError:

@@ -50,7 +50,7 @@ def _role(stem: str, folder: str) -> tuple[str, str]:
     named = _MASK.fullmatch(stem)
     kind = "mask" if named or folder.lower() in MASK_FOLDERS else "image"
     name, number = named.groups("") if named else (stem, "")
-    return re.sub(r"\W+", "_", name).strip("_"), kind + number
+    return re.sub(r"\W+", "_", name).strip("_") or name, kind + number
 
 
 def _kinds(folders: list[Path], names: dict, notes: list[str]) -> dict[str, str]:
