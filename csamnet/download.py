@@ -152,7 +152,8 @@ def _state(folder: Path) -> dict:
         state = {"real": "prepared", "sample": "sample"}[card["kind"]]
         whole = sha256_file(folder / "manifest.csv") == card["manifest_sha256"]
         own = {"modality": card["own"]["modality"]} if "own" in card else {}
-        counts = card["counts"] | {"objects": sum(card["objects"].values()), "licence": card["licence"]}
+        counts = {split: int(card["counts"][split]) for split in ("train", "val", "test")}
+        counts |= {"objects": sum(map(int, card["objects"].values())), "licence": str(card["licence"])}
         return {"state": state if whole else "damaged"} | counts | own
-    except (InputError, OSError, LookupError, TypeError, AttributeError):
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):
         return {"state": "damaged"}

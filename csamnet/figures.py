@@ -23,7 +23,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from scipy import ndimage
 
@@ -433,7 +433,7 @@ def visual(
     if box is None:
         wrong = np.stack([error_pixels(view) > 1 for view in views.values()])
         _, box = _window(wrong.std(0) if len(wrong) > 1 else wrong[0], side)
-    columns = min(len(views) + 1, 5 if len(views) > 7 else 4)
+    columns = min(len(views) + 1, 4)
     bands = -(-(len(views) + 1) // columns)
     scores = ", ".join(f"{name} {view.dice:.3f}" for name, view in views.items())
     alt = (
@@ -642,6 +642,7 @@ def cost(table: pd.DataFrame, source: str, *, key: str = "miou") -> Figure:
     ax.set_xlabel("multiply-adds for 256 × 256 pixels (G); a multiply-add is two FLOPs")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(0.19, 0.14)
     _percent(ax, key, "y")
     round_ = 10 ** np.floor(np.log10(most))

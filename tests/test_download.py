@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -332,3 +333,17 @@ def test_overview_of_nothing(tmp_path):
 def test_neither_torch_nor_the_readers_are_imported():
     program = "import sys, csamnet.download; sys.exit(bool({'torch', 'scipy', 'pooch', 'requests'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("kind", ["x"]), ("counts", {"train": float("nan")}), ("objects", {"train": "b"}), ("objects", 1)],
+)
+def test_a_card_with_other_values_is_damaged(tmp_path, key, value):
+    folder = prepare("MoNuSeg", lay(tmp_path / "source"), tmp_path)
+    card = read_json(folder / "dataset.json") | {"licence": 1}
+    (folder / "dataset.json").write_text(json.dumps(card))
+    row = overview(tmp_path, tmp_path).set_index("name").loc["MoNuSeg"]
+    assert (row["state"], row["licence"]) == ("prepared", "1")
+    (folder / "dataset.json").write_text(json.dumps(card | {key: value}))
+    assert overview(tmp_path, tmp_path).set_index("name").loc["MoNuSeg", "state"] == "damaged"

@@ -438,9 +438,9 @@ def test_visual_shows_the_whole_and_where_methods_differ(views):
     assert mark.get_bbox().contains(75, 55)
 
 
-def test_many_methods_stand_five_in_a_row(views):
+def test_many_methods_stand_four_in_a_row(views):
     figure = figures.visual({str(i): views[0] for i in range(13)}, SAMPLE, side=32)
-    assert len(figure.axes) == 5 * 3 * 2
+    assert len(figure.axes) == 4 * 4 * 2
     assert sum(bool(ax.images) for ax in figure.axes) == 2 * 14
 
 

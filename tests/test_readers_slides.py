@@ -181,6 +181,10 @@ def test_regions_that_cannot_be_drawn_are_noted(tmp_path):
         [" region 6 left out", " 3 points, finite ones needed, 3 at least"],
     ]
     assert release.records[0].load().mask.sum() == 101 * 101
+    case(tmp_path, "A02", *(region(points, "invasive") for points in (far, huge)))
+    release = read_bach(BACH, [tmp_path])
+    assert {record.group for record in release.records} == {"A01"}
+    assert "nothing of an annotation can be drawn" in str(release.problems)
 
 
 def test_files_that_are_wrong_are_named_and_the_rest_is_read(tmp_path):

@@ -109,7 +109,12 @@ def _tiles(dataset: Dataset, name: str, image: Path, annotation: Path, notes: li
     if slide.mpp is None:
         slide.mpp = BACH_MPP
         notes.append(f"{image.name} does not say its resolution: taken as {BACH_MPP} um per pixel, as documented")
-    notes += [f"{annotation.name}: {note}" for note in _left_out(read_regions(annotation), slide.size)]
+    regions = read_regions(annotation)
+    left = [f"{annotation.name}: {note}" for note in _left_out(regions, slide.size)]
+    if len(left) == len(regions):
+        mend = "is it that of this slide?"
+        raise InputError("nothing of an annotation can be drawn", path=annotation, found=left[0], mend=mend)
+    notes += left
     (mask, coarse), side = slide.tissue(), TILE * slide.scale(dataset.mpp)
     grid = [[round(i * side) for i in range(ceil(n / side))] for n in slide.size]
     for x, y in product(*grid):
