@@ -14,7 +14,7 @@ from rich.table import Table
 
 from csamnet.cli_slide import slide
 from csamnet.config import RIVALS, SIZES, make_config
-from csamnet.files import InputError
+from csamnet.files import InputError, read_json
 from csamnet.paths import DOWNLOADS, FIGURES, PREPARED, RESULTS, SAMPLES
 from csamnet.terminal import app, bar, command, console
 
@@ -31,9 +31,10 @@ def samples(
     seed: Annotated[int, typer.Option(help="Another seed paints other images.")] = 0,
 ):
     """Paint a look-alike release: seeded, in the layout of the real one, never to be taken for it."""
+    from csamnet.datasets import get_dataset
     from csamnet.samples import make_sample
 
-    console.print(make_sample(name, out, seed=seed), soft_wrap=True)
+    console.print(make_sample(get_dataset(name).name, out, seed=seed), soft_wrap=True)
 
 
 @command
@@ -49,7 +50,8 @@ def data(
         box=SIMPLE_HEAD, pad_edge=False, caption="absent: csamnet download NAME fetches it, or says how to get it"
     )
     for heading in ("data set", "modality", "state", "train/val/test", "objects", "licence"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading in ("train/val/test", "objects") else "left")
+        side = "right" if heading in ("train/val/test", "objects") else "left"
+        table.add_column(heading, no_wrap=heading not in ("modality", "licence"), justify=side)
     for row in overview(root, root / "samples").to_dict("records"):
         images = f"{row['train']}/{row['val']}/{row['test']}"
         here = ["", ""] if row["state"] == "absent" else [images, f"{row['objects']:,}"]
@@ -100,6 +102,8 @@ def prepare(
     table = read_manifest(folder)
     counts = ", ".join(f"{split} {count}" for split, count in table["split"].value_counts().items())
     console.print(f"{folder}: {counts}; {table['objects'].sum()} objects", soft_wrap=True)
+    if notes := read_json(folder / "dataset.json")["notes"]:
+        console.print(f"{len(notes)} note{'s' * (len(notes) > 1)} in {folder / 'dataset.json'}", soft_wrap=True)
 
 
 @command
@@ -127,7 +131,8 @@ def train(
     with bar(f"Training {config.name}") as tick:
         folder = train(config, root, results=results, device=device, devices=devices, nodes=nodes,
                        on_step=tick, on_epoch=lambda row: console.print(epoch_line(row)))  # fmt: skip
-    console.print(f"{folder}\nnext: csamnet evaluate {folder}", soft_wrap=True)
+    where = "" if root == PREPARED else f" --root {root}"
+    console.print(f"{folder}\nnext: csamnet evaluate {folder}{where}", soft_wrap=True)
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from csamnet.files import InputError
-from csamnet.terminal import bar, console, errors, plain
+from csamnet.terminal import bar, complain, console
 
 Slides = Annotated[list[Path], typer.Argument(help="Whole slides in any format that OpenSlide reads, or plain images.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results: one folder a slide.")]
@@ -49,7 +49,7 @@ def slide(
         rows = run_slides(load(weights, device), slides, out, options, on_tile=tick)
     for row in rows:
         if row["status"] == "broken":
-            errors.print(f"[bold red]error:[/] {plain(row['error'])}", soft_wrap=True)
+            complain(row["error"])
         else:
             console.print(f"{row['folder']}: {row['status']}{_counts(row)}", soft_wrap=True)
     if any(row["status"] == "broken" for row in rows):

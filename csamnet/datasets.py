@@ -368,13 +368,19 @@ def get_dataset(name: str, root: Path | str | None = None) -> Dataset:
 def own_dataset(name: str, modality: str, mpp: float | None = None) -> Dataset:
     """Enter a data set of one's own into the table; its images come as a tree {train,val,test}/{img,mask,inst}.
 
-    Raises InputError for a modality that the table does not have, and for a name that is no folder's.
+    Raises InputError for a modality that the table does not have, a name that is no folder's or the table's, and an
+    impossible mpp.
     """
     known = {entry.modality: entry for entry in reversed(_TABLE)}
     if modality not in known:
         raise InputError(f"unknown modality {modality!r}", expected=" | ".join(known), mend="the nearest will do")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"{name!r} cannot name a data set", expected="letters, digits, -, _ and . only")
+    taken = {re.sub(r"[\W_]", "", entry.name).lower(): entry.name for entry in _TABLE}
+    if clash := taken.get(re.sub(r"[\W_]", "", name).lower()):
+        raise InputError(f"{name!r} is {clash} of the table", mend="give your data set another name")
+    if mpp is not None and not 0 < mpp < 1000:
+        raise InputError("mpp cannot be used", expected="micrometres a pixel, above 0", found=mpp)
     recipe = {key: value for key, value in known[modality].recipe.items() if key != "tile"}
     entry = Dataset(name=name, modality=modality, organ="unknown", target=("object", "objects"), mpp=mpp,
                     reader="tree", recipe=recipe, licence="your own", how_to_get="your own")  # fmt: skip

@@ -46,13 +46,16 @@ def write_json(path: Path | str, content: dict) -> None:
 
 
 def read_json(path: Path | str) -> dict:
-    """The object in a JSON file. Raises InputError where it is missing or malformed."""
+    """The object in a JSON file. Raises InputError where it is missing, malformed or no object."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError("a file is missing", path=path) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError("not valid JSON", path=path, found=str(error)) from None
+    if not isinstance(content, dict):
+        raise InputError("not a JSON object", path=path, found=type(content).__name__)
+    return content
 
 
 def sha256_file(path: Path | str) -> str:

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from csamnet.files import InputError
 
@@ -27,8 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="CSAMNet on nuclei and other images: data, training, evaluation, prediction.",
 )
-console = Console(highlight=False, quiet=os.environ.get("LOCAL_RANK", "0") != "0")  # of several processes one talks
-errors = Console(stderr=True, highlight=False)
+console = Console(
+    highlight=False, markup=False, quiet=os.environ.get("LOCAL_RANK", "0") != "0"
+)  # of several processes one talks
+errors = Console(stderr=True, highlight=False, markup=False)
 
 
 def command(function: Callable) -> Callable:
@@ -40,25 +43,24 @@ def command(function: Callable) -> Callable:
         try:
             return function(*args, **kwargs)
         except InputError as error:
-            errors.print(f"[bold red]error:[/] {plain(error)}", soft_wrap=True)
+            complain(error)
         except OSError as error:
-            where = f"\n  file: {plain(error.filename)}" if error.filename else ""
-            errors.print(f"[bold red]error:[/] {plain(error.strerror or error)}{where}", soft_wrap=True)
+            complain(f"{error.strerror or error}" + (f"\n  file: {error.filename}" if error.filename else ""))
         raise typer.Exit(2)
 
     return run
 
 
-def plain(text: object) -> str:
-    """Text in which rich finds no markup."""
-    return str(text).replace("[", r"\[")
+def complain(error: object) -> None:
+    """Print what went wrong, as it is: brackets in a name are no markup."""
+    errors.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
 
 
 @contextmanager
 def bar(label: str, count: type[ProgressColumn] = MofNCompleteColumn) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar in a terminal (a line now and then where there is none); yields `tick(done, all)`."""
     columns = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         count(),
         TimeElapsedColumn(),

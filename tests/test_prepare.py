@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny import discs
 
 from csamnet import prepare as module
 from csamnet.data import load_split
-from csamnet.datasets import DATASETS, get_dataset
+from csamnet.datasets import DATASETS, get_dataset, own_dataset
 from csamnet.files import InputError, read_json, sha256_array, sha256_file
 from csamnet.images import read_image, read_labels, read_mask, write_image
 from csamnet.manifest import COLUMNS, read_manifest, verify
@@ -445,3 +446,31 @@ def test_images_without_annotation(tmp_path, monkeypatch):
     assert sample.image().shape == (8, 9, 3)
     with pytest.raises(InputError, match="an image without annotation"):
         sample.mask()
+
+
+def test_a_tree_of_known_patients_is_split_as_the_table_says(tmp_path):
+    """MoNuSeg's tree offered as Kumar: its test images are strangers, 14 of its training images are Kumar's test."""
+    kumar, monuseg = DATASETS["Kumar"], DATASETS["MoNuSeg"]
+    for split, stems in monuseg.release.items():
+        for number, stem in enumerate(stems):
+            image, labels = discs(number + 100 * (split == "test"), 64, 64)
+            write_image(tmp_path / "tree" / split / "img" / f"{stem}-01Z-00-DX1.png", image)
+            write_image(tmp_path / "tree" / split / "inst" / f"{stem}-01Z-00-DX1.png", labels)
+    folder = prepare("Kumar", tmp_path / "tree", tmp_path / "root")
+    table = pd.read_csv(folder / "manifest.csv")
+    assert table["split"].value_counts().to_dict() == {"test": 14, "train": 12, "val": 4}
+    assert set(table["group"][table["split"] == "test"]) == set(kumar.release["test"])
+    assert "left out, since not of Kumar: 14 images" in read_json(folder / "dataset.json")["notes"]
+    (tmp_path / "tree" / "train" / "img" / f"{monuseg.release['train'][0]}-01Z-00-DX1.png").unlink()
+    (tmp_path / "tree" / "train" / "inst" / f"{monuseg.release['train'][0]}-01Z-00-DX1.png").unlink()
+    with pytest.raises(InputError, match="1 of the release's 30 images are missing"):
+        prepare("Kumar", tmp_path / "tree", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "mpp", "message"),
+    [("monuseg", None, "MoNuSeg of the table"), ("Mine", 0, "mpp cannot"), ("Mine", float("nan"), "mpp cannot")],
+)
+def test_own_data_sets_that_cannot_be(tmp_path, name, mpp, message):
+    with pytest.raises(InputError, match=message):
+        own_dataset(name, "MRI", mpp)

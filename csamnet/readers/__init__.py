@@ -6,6 +6,7 @@ One module a modality. A reader takes its data set's entry in the table and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from csamnet.datasets import Dataset
@@ -44,9 +45,30 @@ def read_release(dataset: Dataset, folders: list[Path], form: str | None = None)
     options = {"form": form} if form else {}
     release = read_tree(dataset, tree) if tree else READERS[dataset.reader](dataset, folders, **options)
     release.sample |= is_sample(folders)
+    if tree and dataset.release and not release.sample:
+        hold_to_table(dataset, tree, release)
     if not (tree or release.sample or dataset.release):  # those are checked by patient
         release.problems += miscounts(dataset, folders[0], release)
     return release
+
+
+def hold_to_table(dataset: Dataset, tree: Path, release: Release) -> None:
+    """Split a tree of known patients as the table does, leave others out, and report those that are missing.
+
+    Kumar's images are laid out as MoNuSeg's, for one. The tree's own validation images stay; a tree without any
+    known patient is taken as it is.
+    """
+    splits = {group: split for split, groups in dataset.release.items() for group in groups}
+    known = [record for record in release.records if record.group in splits]
+    if not known:
+        return
+    if others := len(release.records) - len(known):
+        release.notes.append(f"left out, since not of {dataset.name}: {others} images")
+    moved = {"train": {"test": "train"}, "test": {"train": "test", "val": "test"}}
+    release.records = [replace(r, split=moved[splits[r.group]].get(r.split, r.split)) for r in known]
+    if absent := sorted(set(splits) - {record.group for record in known}):
+        what = f"{len(absent)} of the release's {len(splits)} images are missing"
+        release.problems.append(InputError(what, path=tree, found=f"no {', '.join(absent)}"))
 
 
 def is_sample(folders: list[Path]) -> bool:
