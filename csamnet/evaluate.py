@@ -281,11 +281,11 @@ def write_evaluation(
     out: Path, rows: list[dict], histograms: dict, each: np.ndarray, config: RunConfig, about: dict
 ) -> Path:
     """Write `per_image.csv`, `scores.npz`, `curves.csv` (precision-recall and ROC) and, last, `summary.json`."""
-    with atomic(out / "scores.npz") as temporary:
-        np.savez_compressed(temporary, histograms=each)
     places = ["name", "group", "organ", "height", "width"]
     _write_csv(out / "per_image.csv", pd.DataFrame(rows)[[*places, *COLUMNS]])
     _write_csv(out / "curves.csv", curves(histograms[""]))
+    with atomic(out / "scores.npz") as temporary:
+        np.savez_compressed(temporary, histograms=each)
     settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "threshold", "precision")}
     parts = get_subsets(about["data"]["name"])
     subsets = {name: [row for row in rows if row["organ"] in organs] for name, organs in parts.items()}

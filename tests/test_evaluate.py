@@ -153,7 +153,7 @@ def test_an_evaluation_is_not_repeated_until_something_changes(run, tree, monkey
     evaluate(run, tree, device="cpu", on_image=pytest.fail)
     assert summary.stat().st_mtime_ns == before
     content = sha256_file(summary)
-    monkeypatch.setattr("csamnet.results.code_sha256", lambda step: "other code")
+    monkeypatch.setattr("csamnet.results.code_sha256", lambda *_: "other code")
     evaluate(run, tree, device="cpu")
     assert sha256_file(summary) != content
 

@@ -17,7 +17,7 @@ from csamnet.compare import compare
 from csamnet.config import make_config
 from csamnet.evaluate import write_evaluation
 from csamnet.files import InputError, write_json
-from csamnet.metrics import BINS, image_metrics
+from csamnet.metrics import BINS, coarse, image_metrics
 from csamnet.prepare import prepare
 from csamnet.results import hardware, libraries, run_folder
 from csamnet.samples import make_sample
@@ -211,7 +211,8 @@ def real_run(results: Path, seed: int, profile: str = "paper", kind: str = "real
         row = {"name": f"TCGA-{organ}", "group": f"TCGA-{organ}", "organ": organ, "height": 48, "width": 48}
         rows.append(row | image_metrics(probability, labels > 0, labels, total=histogram))
     device = hardware(torch.device("cpu"))
-    write_evaluation(folder / "test", rows, {"": histogram}, config, {"data": card, "hardware": device})
+    each = np.array([coarse(histogram)])
+    write_evaluation(folder / "test", rows, {"": histogram}, each, config, {"data": card, "hardware": device})
     epochs = np.arange(1, 4)
     columns = ("lr", "drop_rate", "loss", "loss_ce", "loss_dice", "val_miou", "val_dice", "val_ap")
     history = pd.DataFrame({"epoch": epochs} | dict.fromkeys(columns, epochs / 10))
@@ -265,7 +266,7 @@ def test_measured_page(runs, tmp_path):
     assert page.cells[0].source.startswith("# MoNuSeg: measured on real images\n")
     assert "**Measured on real data.** Runs: `MoNuSeg/CSAMNet-S-paper-seed0`, `MoNuSeg/CSAMNet-S-paper-seed1`" in text
     assert "| CSAMNet-S, paper | mIoU | 80.31 % |" in text
-    assert "| CSAMNet-L | mIoU | 80.76 % |   |   |   | *not run* |   |" in text
+    assert "| CSAMNet-L | mIoU | 80.76 % | chart |   |   |   | *not run* |   |" in text
     assert "sample data" not in text
     kinds = [kind for _, output in outputs(page) for kind in output.get("data", {}) if kind.startswith("image/")]
     assert kinds == ["image/svg+xml"] * 6  # no photographs

@@ -147,7 +147,7 @@ def test_a_run_is_stale_when_configuration_data_or_code_changed(whole, tree, tmp
     assert begins(settings(epochs=3, lr=1e-3), tree, copy("lr")) == 1
     other = make_tree(tmp_path, {"train": 3, "val": 2, "test": 2})
     assert begins(CONFIG, other, copy("data")) == 1
-    monkeypatch.setattr(results, "code_sha256", lambda step: "other")
+    monkeypatch.setattr(results, "code_sha256", lambda *_: "other")
     stale = copy("code")
     assert begins(CONFIG, tree, stale) == 1
     with pytest.raises(InputError, match="the training has not ended"):
@@ -231,7 +231,7 @@ def test_nan_stops_and_the_last_checkpoint_stays(whole, tree, tmp_path, monkeypa
         poison(patch, step=3)
         with pytest.raises(InputError, match=r"no longer a number(?s:.*)epoch 2 \(steps 3") as caught:
             train(CONFIG, tree, results=tmp_path, device="cpu")
-    assert "lower the learning rate (now 0.004)" in str(caught.value)
+    assert "lower the learning rate (now 0.006)" in str(caught.value)
     assert len(history(folder)) == 1
     assert not (folder / "weights.safetensors").exists()
     assert begins(settings(epochs=3, lr=1e-3), tree, Path(shutil.copytree(tmp_path, tmp_path / "copy"))) == 1
