@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import make_tree, settings
+from web import CHROMIUM, QUIET
 
 from csamnet.train import train
 
@@ -34,3 +35,15 @@ def run(tree, tmp_path_factory) -> Path:
     """The folder of a run that has learned the discs."""
     config = settings(epochs=2, steps_per_epoch=12, batch=4, lr=1e-2, ema=0.8, seed=7)
     return train(config, tree, results=tmp_path_factory.mktemp("results"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, or the tests are skipped. Not for a whole session: its event loop would be in the way of others."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()

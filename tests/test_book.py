@@ -13,15 +13,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from PIL import Image
+from web import serve
 
 from csamnet.figures import architecture, save
 from csamnet.files import write_json
@@ -30,17 +28,6 @@ from csamnet.gallery import paper_cost
 ROOT = Path(__file__).resolve().parents[1]
 VENDOR = ROOT / "book" / "vendor"
 STAND_IN = "book/stand_in"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
 AUDIT = """axe.run({exclude: [["mjx-container"]]}, {resultTypes: ["violations"]})
     .then(found => found.violations)"""
 
@@ -125,26 +112,8 @@ def site(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def address(site):
     """The built book behind a web server on this machine."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
+    with serve(site) as address:
+        yield address
 
 
 @pytest.fixture(params=["desktop, light", "phone, dark"])

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import pandas as pd
 import pytest
 import zarr
 from PIL import Image
+from web import serve
 
 from csamnet.datasets import get_dataset
 from csamnet.figures import _drawn
@@ -34,17 +32,6 @@ from csamnet.viewer import (
 
 ROOT = Path(__file__).resolve().parents[1]
 VENDOR, ASSETS = ROOT / "book" / "vendor", ROOT / "book" / "assets"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]
 POLICY = "default-src 'self' data: blob:; script-src 'self'; style-src 'self' 'unsafe-inline'"
 PAGE = """<!doctype html><html lang="en" data-theme="{theme}"><head><meta charset="utf-8"><title>A slide</title>
 <meta name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy" content="{policy}">
@@ -242,26 +229,8 @@ def test_slides_must_be_those_that_were_prepared(tmp_path):
 def address(site):
     if not (VENDOR / "site" / "openseadragon").is_dir():
         pytest.skip("the book's JavaScript is not here: python book/vendor.py")
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
+    with serve(site) as address:
+        yield address
 
 
 @pytest.fixture(params=["desktop, light", "phone, dark"])
