@@ -78,22 +78,29 @@ def run(wildcards, input):
     return fingerprint(made, sha256_file(input.manifest))
 
 
-def config_of(model, seed=SEED):
-    return make_config(PROFILE, dataset=EXPERIMENT, model=model, seed=seed)
+def config_of(model, seed):
+    return make_config(PROFILE, dataset=EXPERIMENT, model=model, seed=int(seed))
+
+
+def configs(wildcards):
+    """Of an experiment's trainings."""
+    return [config_of(model, seed) for model in experiment(wildcards.kind, PROFILE) for seed in range(SEEDS)]
 
 
 def runs(wildcards):
     """With real images, each training of an experiment is a job of its own; on samples they are too short for that."""
-    if PROFILE == "sample":
-        return []
-    configs = [config_of(model, seed) for model in experiment(wildcards.kind, PROFILE) for seed in range(SEEDS)]
-    return [f"results/{EXPERIMENT}/{made.name}/test/summary.json" for made in configs]
+    made = [] if PROFILE == "sample" else configs(wildcards)
+    return [f"results/{EXPERIMENT}/{config.name}/test/summary.json" for config in made]
 
 
-def experiments(wildcards, input):
-    """The fingerprints of an experiment's trainings."""
+def fingerprints(wildcards, input):
     manifest = sha256_file(input.manifest)
-    return [fingerprint(config_of(model), manifest) for model in experiment(wildcards.kind, PROFILE)]
+    return [fingerprint(config, manifest) for config in configs(wildcards)]
+
+
+def experiment_page(wildcards):
+    """What the page of an experiment depends on besides data and results."""
+    return text(f"notebooks/{wildcards.kind}.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py")
 
 
 def results(wildcards):
@@ -155,7 +162,7 @@ rule trained:
         update("results/{dataset}/{model}-{profile}-seed{seed}/test/summary.json"),
     params:
         fingerprint=lambda wildcards, input: fingerprint(
-            config_of(wildcards.model, int(wildcards.seed)), sha256_file(input.manifest)
+            config_of(wildcards.model, wildcards.seed), sha256_file(input.manifest)
         ),
     threads: 8
     resources:
@@ -177,9 +184,8 @@ rule experiment:
         "book/executed/{kind}.ipynb",
     params:
         given=f"-p dataset={EXPERIMENT} -p profile={PROFILE} -p seeds={SEEDS}" + ("" if RELEASES else f" -p root={ROOT}"),
-        fingerprints=experiments,
-        page=lambda wildcards: text(f"notebooks/{wildcards.kind}.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py"),
-    priority: 1  # the longest
+        fingerprints=fingerprints,
+        page=experiment_page,
     shell:
         "csamnet notebook {input.template} {output} {params.given}"
 
@@ -231,7 +237,7 @@ rule measured_experiment:
         "book/executed/{kind}-measured.ipynb",
     params:
         results=results,
-        page=lambda wildcards: text(f"notebooks/{wildcards.kind}.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py"),
+        page=experiment_page,
     shell:
         f"csamnet notebook {{input.template}} {{output}} -p dataset={EXPERIMENT} -p measured=1"
 

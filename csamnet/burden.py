@@ -18,7 +18,7 @@ import zarr
 from scipy import ndimage
 
 from csamnet.files import InputError, atomic, write_text
-from csamnet.instances import instances_from_probability, outlines
+from csamnet.instances import detection, instances_from_probability, outlines
 from csamnet.metrics import roc_auc, score_histogram
 from csamnet.readers.common import read_outlines
 from csamnet.readers.slides import read_regions
@@ -101,19 +101,9 @@ class Nuclei:
             measured = {"area_px": int(size[label])}
             measured |= {"area_um2": round(size[label] * self.frame.mpp**2, 4)} if self.frame.mpp else {}
             place = self.frame.on_slide([[x + corner[0], y + corner[1]]])[0]
-            feature = {
-                "type": "Feature",
-                "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"csamnet/{self.name}/{place[0]:.2f},{place[1]:.2f}")),
-                "geometry": {
-                    "type": "Polygon",
-                    "coordinates": [self.frame.on_slide(polygon + corner).round(3).tolist()],
-                },
-                "properties": {
-                    "objectType": "detection",
-                    "classification": {"name": "Nucleus", "color": [255, 221, 0]},
-                    "measurements": measured | {"mean_probability": round(total[label] / size[label] / STEPS, 4)},
-                },
-            }
+            measured["mean_probability"] = round(total[label] / size[label] / STEPS, 4)
+            outline = self.frame.on_slide(polygon + corner).round(3)
+            feature = detection(f"{self.name}/{place[0]:.2f},{place[1]:.2f}", outline, measured)
             yield json.dumps(feature, separators=(",", ":"), allow_nan=False)
 
     def labelled(self, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import permutation_test
 
-from csamnet.complexity import complexity
+from csamnet.complexity import complexity, full_size
 from csamnet.config import VARIANTS, RunConfig
-from csamnet.evaluate import build_model
 from csamnet.metrics import COUNTS, average_precision, from_counts, roc_auc
 from csamnet.paths import RESULTS
 from csamnet.results import find_runs, read_config, read_images, read_scores, read_summary
@@ -42,8 +41,9 @@ def compare(runs: Mapping[str, Sequence[Path]], reference: str = "CSAMNet-S", sp
     `reference`, corrected for the number of models; `m_best`, whether m is highest and differs from all others.
     """
     table = pd.DataFrame([_row(model, folders, split) for model, folders in runs.items()])
+    images = {model: over_images(folders, split) for model, folders in runs.items()}
     for key in MEASURES:
-        values = {model: over_images(folders, key, split) for model, folders in runs.items()}
+        values = {model: means[key] for model, means in images.items()}
         table[f"{key}_mean"] = [values[model].mean() for model in runs]
         table[f"{key}_p"] = against(values, reference).to_numpy() if reference in values else np.nan
         best = table["model"][table[f"{key}_mean"].fillna(-1).idxmax()]
@@ -66,13 +66,14 @@ def costs(config: RunConfig) -> dict[str, int]:
     """Parameters and multiply-adds of a run's network; the threshold on colour has none."""
     if config.model == "Otsu":
         return {"parameters": 0, "multiply_adds": 0}
-    counted = complexity(build_model(config))
+    counted = complexity(full_size(config.model))
     return {key: counted[key] for key in ("parameters", "multiply_adds")}
 
 
-def over_images(folders: Sequence[Path], key: str, split: str = "test") -> pd.Series:
-    """A measure of each image, mean over seeds, by the image's name."""
-    return pd.concat([read_images(folder, split).set_index("name")[key] for folder in folders], axis=1).mean(axis=1)
+def over_images(folders: Sequence[Path], split: str = "test") -> pd.DataFrame:
+    """MEASURES of each image, mean over seeds, by the image's name."""
+    seeds = [read_images(folder, split).set_index("name")[[*MEASURES]] for folder in folders]
+    return pd.concat(seeds).groupby(level=0, sort=False).mean()
 
 
 def intervals(

@@ -30,7 +30,9 @@ RIVALS = ("UNet", "SegNet", "AttUNet", "StarDist", "HoVer-Net", "DoubleU-Net", "
 
 MODELS: dict[str, dict] = {
     **{f"CSAMNet-{size}": {"width": width} for size, width in SIZES.items()},
-    **{f"CSAMNet-{s}-{name}": {"width": SIZES[s]} | changes for s in ("XS", "S") for name, changes in VARIANTS.items()},
+    **{
+        f"CSAMNet-{s}-{name}": {"width": SIZES[s]} | changes for s in ("XXS", "S") for name, changes in VARIANTS.items()
+    },
     **{name: {"name": name, "size": "full"} for name in RIVALS},
     **{f"{name}-small": {"name": name, "size": "small"} for name in RIVALS},
     "Otsu": {"name": "Otsu", "size": "full"},  # the threshold on colour, which is measured and not trained
@@ -43,14 +45,14 @@ A variant is an entry, not a subclass. The rivals' small sizes are for look-alik
 def experiment(kind: str, profile: str) -> list[str]:
     """The models of a `comparison` or an `ablation`, the one that the others are held against first.
 
-    On look-alikes it is size XS against the rivals' small sizes. Raises InputError for another kind.
+    On look-alikes it is size XS against the rivals' small sizes, and parts of XXS. Raises InputError for another kind.
     """
     _known("experiment", kind, ("comparison", "ablation"))
     _known("profile", profile, PROFILES)
-    size, small = ("XS", "-small") if profile == "sample" else ("S", "")
+    sample = profile == "sample"
     if kind == "comparison":
-        return [f"CSAMNet-{size}", *(f"{name}{small}" for name in RIVALS)]
-    others = ("XXS",) if profile == "sample" else ("M", "L")
+        return ["CSAMNet-XS" if sample else "CSAMNet-S", *(f"{name}-small" if sample else name for name in RIVALS)]
+    size, *others = ("XXS", "XS") if sample else ("S", "M", "L")
     return [f"CSAMNet-{end}" for end in (size, *(f"{size}-{name}" for name in VARIANTS), *others)]
 
 

@@ -56,6 +56,11 @@ class Dataset:
     recipe: dict[str, float] = field(default_factory=dict)  # changes to the settings of config.RunConfig
     note: str = ""
 
+    @property
+    def splits(self) -> dict[str, str]:
+        """The split of each group that the release names."""
+        return {group: split for split, groups in self.release.items() for group in groups}
+
     def group_of(self, name: str) -> str:
         """What must not be in two splits: the patient or slide, or without such a name the image itself."""
         found = re.match(self.group, name)
@@ -347,13 +352,18 @@ _TABLE = (
 DATASETS = {entry.name: entry for entry in _TABLE}
 
 
+def plain_name(name: str) -> str:
+    """A name without case, spaces, hyphens and underscores."""
+    return re.sub(r"[\W_]", "", str(name)).lower()
+
+
 def get_dataset(name: str, root: Path | str | None = None) -> Dataset:
     """The entry called `name`, whatever the case, spaces and hyphens; or a data set of one's own, prepared in `root`.
 
     Raises InputError for an unknown name, with the nearest one.
     """
-    plain = {re.sub(r"[\W_]", "", known).lower(): entry for known, entry in DATASETS.items()}
-    wanted = re.sub(r"[\W_]", "", str(name)).lower()
+    plain = {plain_name(known): entry for known, entry in DATASETS.items()}
+    wanted = plain_name(name)
     if wanted in plain:
         return plain[wanted]
     card = Path(root or ".", str(name), "dataset.json")
@@ -376,8 +386,8 @@ def own_dataset(name: str, modality: str, mpp: float | None = None) -> Dataset:
         raise InputError(f"unknown modality {modality!r}", expected=" | ".join(known), mend="the nearest will do")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"{name!r} cannot name a data set", expected="letters, digits, -, _ and . only")
-    taken = {re.sub(r"[\W_]", "", entry.name).lower(): entry.name for entry in _TABLE}
-    if clash := taken.get(re.sub(r"[\W_]", "", name).lower()):
+    taken = {plain_name(entry.name): entry.name for entry in _TABLE}
+    if clash := taken.get(plain_name(name)):
         raise InputError(f"{name!r} is {clash} of the table", mend="give your data set another name")
     if mpp is not None and not 0 < mpp < 1000:
         raise InputError("mpp cannot be used", expected="micrometres a pixel, above 0", found=mpp)

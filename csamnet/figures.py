@@ -79,9 +79,21 @@ class View(NamedTuple):
     threshold: float
     dice: float
 
+    @classmethod
+    def of(cls, sample, probability: np.ndarray, threshold: float, dice: float) -> View:
+        """Of a `data.Sample`; where its objects are not told apart, they are what its mask is split into."""
+        about = sample.name, sample.organ, sample.image(), sample.mask(), true_objects(sample)
+        return cls(*about, probability, threshold, dice)
+
     def predicted(self) -> np.ndarray:
         """The objects found, as (H, W) int32 labels."""
         return instances_from_probability(self.probability, threshold=self.threshold)
+
+
+def true_objects(sample) -> np.ndarray:
+    """The objects (H, W) int32 of a `data.Sample`: as they are told apart, or else what its mask is split into."""
+    labels = sample.labels()
+    return instances_from_probability(sample.mask()) if labels is None else labels
 
 
 def spread(length: int, most: int) -> list[int]:
@@ -93,11 +105,11 @@ def save(figure: Figure, path: Path | str) -> None:
     """Write `path`.svg, .png and .pdf; the same figure gives the same bytes."""
     for kind in ("svg", "png", "pdf"):
         with atomic(Path(f"{path}.{kind}")) as temporary:
-            temporary.write_bytes(_drawn(figure, kind))
+            temporary.write_bytes(rendered(figure, kind))
 
 
 @rc_context(fname=STYLE)
-def _drawn(figure: Figure, kind: str) -> bytes:
+def rendered(figure: Figure, kind: str) -> bytes:
     options = {
         "svg": {"metadata": {"Title": figure.get_label(), "Date": None}},
         "png": {"metadata": {"Software": None}},
@@ -115,14 +127,14 @@ def display(figure: Figure) -> None:
 
     photographs, alt = any(ax.images for ax in figure.axes), figure.get_label()
     kind, name = ("jpeg", "image/jpeg") if photographs else ("svg", "image/svg+xml")
-    drawn = _drawn(figure, kind)
+    drawn = rendered(figure, kind)
     text = base64.b64encode(drawn).decode() if photographs else drawn.decode()
     publish_display_data({name: text, "text/plain": alt}, {name: {"alt": alt}})
     if figure.get_gid():
         publish_display_data({"text/html": link(figure), "text/plain": f"drawn by {figure.get_gid()}"})
 
 
-def _panels(alt: str, height: float, source: str, rows: int = 1, columns: int = 1, **kwargs):
+def panels(alt: str, height: float, source: str, rows: int = 1, columns: int = 1, **kwargs):
     """A figure with axes `(rows, columns)`, and below them the line that says what data it shows.
 
     `alt` is its text for those who do not see it; matplotlib keeps it as the figure's label.
@@ -134,7 +146,7 @@ def _panels(alt: str, height: float, source: str, rows: int = 1, columns: int = 
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
-def _picture(ax, image: np.ndarray, title: str = "", *outlined: tuple[np.ndarray, str, float]) -> None:
+def picture(ax, image: np.ndarray, title: str = "", *outlined: tuple[np.ndarray, str, float]) -> None:
     """An image, with objects outlined: their labels, the lines' colour and width."""
     ax.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
     ax.set_title(title, pad=3)
@@ -149,7 +161,7 @@ def _picture(ax, image: np.ndarray, title: str = "", *outlined: tuple[np.ndarray
 def image_sheet(samples: Mapping[str, Sequence], source: str, target=TARGET, *, side: int = 200) -> Figure:
     """The middle `side` pixels of three images of each split, objects outlined; organs not yet shown go first."""
     alt = f"Details of images with {target[1]} outlined in yellow, in rows: {', '.join(samples)}."
-    figure, axes = _panels(alt, 0.25 + 2 * len(samples), source, len(samples), 3, subplot_kw=NO_AXES)
+    figure, axes = panels(alt, 0.25 + 2 * len(samples), source, len(samples), 3, subplot_kw=NO_AXES)
     shown: set[str] = set()
     for row, (split, items) in zip(axes, samples.items(), strict=True):
         first = {sample.organ: sample for sample in reversed(items)}
@@ -159,11 +171,10 @@ def image_sheet(samples: Mapping[str, Sequence], source: str, target=TARGET, *, 
         )
         for ax, sample in zip(row, ranked, strict=False):
             shown.add(sample.organ)
-            labels = sample.labels()
-            labels = instances_from_probability(sample.mask()) if labels is None else labels
+            labels = true_objects(sample)
             corner = [max(0, (n - side) // 2) for n in labels.shape]
             box = tuple(slice(start, start + side) for start in corner)
-            _picture(ax, sample.image()[box], f"{split}: {sample.organ}", (labels[box], YELLOW, 1))
+            picture(ax, sample.image()[box], f"{split}: {sample.organ}", (labels[box], YELLOW, 1))
     return figure
 
 
@@ -178,7 +189,7 @@ def object_statistics(
     one, many = target
     median = ", ".join(f"{split} {area:.0f}" for split, area in objects.groupby("split")["area"].median().items())
     alt = f"Areas of {many}, medians in {unit}²: {median}; mean {quantity} of {many} and of the rest."
-    figure, ((left, right),) = _panels(alt, 3.1, source, 1, 2)
+    figure, ((left, right),) = panels(alt, 3.1, source, 1, 2)
     for split, rows in objects.groupby("split", sort=False):
         sns.ecdfplot(x=rows["area"], color=SPLITS[split][0], label=f"{split} ({len(rows):,})", log_scale=True, ax=left)
     left.set(xlabel=f"area of a {one} ({unit}²)", ylabel="share below")
@@ -210,7 +221,7 @@ def history(table: pd.DataFrame, source: str) -> Figure:
     kept = f"kept: epoch {epoch[best]}, mIoU {show('miou', table['val_miou'][best])}"
     ends = f"from {table['loss'].iloc[0]:.2f} to {table['loss'].iloc[-1]:.2f}"
     alt = f"Training loss, {ends}, validation scores and schedules over {len(table)} epochs; {kept}."
-    figure, axes = _panels(alt, 5, source, 3, 1, sharex=True, height_ratios=[2, 2, 1])
+    figure, axes = panels(alt, 5, source, 3, 1, sharex=True, height_ratios=[2, 2, 1])
     loss, scores, rates = axes[:, 0]
     parts = {"loss": ("loss", BLACK), "loss_ce": ("cross-entropy", BLUE), "loss_dice": ("Dice loss", ORANGE)}
     for key, (label, colour) in parts.items():
@@ -250,7 +261,7 @@ def pr_roc(
         notes[key] = [f"{TITLES[key]} {show(key, mean)}" + f" (mean of {seeds} seeds)" * (seeds > 1)]
         notes[key] += [f"paper, as printed: {paper[key]:.4f}"] if paper and key in paper else []
     alt = f"Precision over recall, {', '.join(notes['ap'])}; ROC curve, {', '.join(notes['auc'])}."
-    figure, ((pr, roc),) = _panels(alt, 3.3, source, 1, 2)
+    figure, ((pr, roc),) = panels(alt, 3.3, source, 1, 2)
     recall, precision = np.meshgrid(np.linspace(0.01, 1, 100), np.linspace(0.01, 1, 100))
     dice = 2 * recall * precision / (recall + precision)
     equal = pr.contour(recall, precision, dice, LEVELS, colors="#cfcfcf", linewidths=0.8)
@@ -278,7 +289,7 @@ def over_thresholds(curves: pd.DataFrame, source: str, threshold: float = 0.5) -
     best, used = int(dice.idxmax()), int((x - threshold).abs().idxmin())
     dot, line = f"highest Dice, {dice[best]:.4f} at {x[best]:.2f}", f"Dice in use, {dice[used]:.4f} at {threshold:g}"
     alt = f"Precision, recall and Dice over the threshold; {dot}; {line}."
-    figure, ((ax,),) = _panels(alt, 2.9, source)
+    figure, ((ax,),) = panels(alt, 2.9, source)
     ax.plot(x, precision, "--", color=BLUE, label="precision")
     ax.plot(x, recall, "-.", color=ORANGE, label="recall")
     ax.plot(x, dice, color=VERMILLION, label="Dice")
@@ -299,7 +310,7 @@ def paper_against_ours(published: pd.DataFrame, ours: Mapping[str, Sequence[floa
     table = published.sort_values("ap", na_position="first").reset_index(drop=True)
     scores = ", ".join(f"{TITLES[key]} {show(key, np.mean(ours[key]))}" for key in keys)
     alt = f"Scores of the {len(table)} networks in the paper, and ours on the line of {model}: {scores}."
-    figure, axes = _panels(alt, 1.1 + 0.22 * len(table), source, 1, len(keys), sharey=True)
+    figure, axes = panels(alt, 1.1 + 0.22 * len(table), source, 1, len(keys), sharey=True)
     read_off, seeds = ~table["origin"].str.contains("AP, AUC, mIoU"), len(ours[keys[0]])
     for ax, key in zip(axes[0], keys, strict=True):
         drawn = read_off & (key == "miou")
@@ -331,7 +342,7 @@ def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[
     organs = table.groupby("organ")[keys[0]].median().sort_values().index
     names = ", ".join(TITLES[key] for key in keys)
     alt = f"{names} of {len(table)} images by organ; by {TITLES[keys[0]]}, lowest first: {', '.join(organs)}."
-    figure, axes = _panels(alt, 1 + 0.3 * len(organs), source, 1, len(keys), sharey=True)
+    figure, axes = panels(alt, 1 + 0.3 * len(organs), source, 1, len(keys), sharey=True)
     for ax, key in zip(axes[0], keys, strict=True):
         rows = organs.get_indexer(table["organ"])
         if len(table) > MOST:
@@ -383,10 +394,10 @@ def best_and_worst(views: Sequence[View], source: str) -> Figure:
     ranked = sorted((view for view in views if view.dice == view.dice), key=lambda view: view.dice)
     rows = {f"{rank}: {v.organ}, Dice {v.dice:.3f}": v for rank, v in (("best", ranked[-1]), ("worst", ranked[0]))}
     alt = "Images with the true outlines, and with pixels found, missed and falsely found in colours."
-    figure, axes = _panels(f"{alt} {'; '.join(rows)}.", 6.2, source, 2, 2, subplot_kw=NO_AXES)
+    figure, axes = panels(f"{alt} {'; '.join(rows)}.", 6.2, source, 2, 2, subplot_kw=NO_AXES)
     for (left, right), (title, view) in zip(axes, rows.items(), strict=True):
-        _picture(left, view.image, title, (view.labels, YELLOW, 0.8))
-        _picture(right, error_overlay(view), view.name[:28])
+        picture(left, view.image, title, (view.labels, YELLOW, 0.8))
+        picture(right, error_overlay(view), view.name[:28])
     _error_legend(figure)
     return figure
 
@@ -397,11 +408,11 @@ def worst_places(views: Sequence[View], source: str, *, count: int = 3, side: in
     places = sorted((_worst_place(view, side) for view in views), key=lambda place: -place[0])[:count]
     organs = ", ".join(view.organ for _, view, _ in places)
     alt = f"Places with many wrong pixels ({organs}): outlines, true and found, above kinds of error."
-    figure, axes = _panels(alt, 4.6, source, 2, count, subplot_kw=NO_AXES)
+    figure, axes = panels(alt, 4.6, source, 2, count, subplot_kw=NO_AXES)
     for (top, bottom), (_, view, box) in zip(axes.T, places, strict=False):
         lines = (view.predicted()[box], BLACK, 1.6), (view.labels[box], YELLOW, 1.3)
-        _picture(top, view.image[box], view.organ, *lines)
-        _picture(bottom, error_overlay(view)[box])
+        picture(top, view.image[box], view.organ, *lines)
+        picture(bottom, error_overlay(view)[box])
     _error_legend(figure)
     return figure
 
@@ -441,7 +452,7 @@ def visual(
     )
     ratio = first.truth.shape[0] / first.truth.shape[1] + (box[0].stop - box[0].start) / (box[1].stop - box[1].start)
     height = 0.5 + bands * (ratio * WIDTH / columns + 0.3)
-    figure, axes = _panels(alt, height, source, 2 * bands, columns, subplot_kw=NO_AXES)
+    figure, axes = panels(alt, height, source, 2 * bands, columns, subplot_kw=NO_AXES)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     shown = {"\ntruth": first.image}
     shown |= {f"{name}\nDice {view.dice:.3f}": error_overlay(view) for name, view in views.items()}
@@ -451,8 +462,8 @@ def visual(
     (y, x), (h, w) = ((part.start for part in box), (part.stop - part.start for part in box))
     for (top, bottom), (title, image) in zip(places, shown.items(), strict=False):
         outlined = image is first.image
-        _picture(top, image, title, *([(first.labels, YELLOW, 0.5)] * outlined))
-        _picture(bottom, image[box], "", *([(first.labels[box], YELLOW, 1)] * outlined))
+        picture(top, image, title, *([(first.labels, YELLOW, 0.5)] * outlined))
+        picture(bottom, image[box], "", *([(first.labels[box], YELLOW, 1)] * outlined))
         top.add_patch(Rectangle((x, y), w, h, fill=False, color=BLACK, linewidth=1))
     _error_legend(figure)
     return figure
@@ -464,9 +475,9 @@ def predictions(views: Sequence[View], source: str, target=TARGET, *, most: int 
     shown = [views[i] for i in spread(len(views), most)]
     alt = f"Images with the {target[1]} that were found outlined in yellow: {', '.join(view.name for view in shown)}."
     rows = -(-len(shown) // 2)
-    figure, axes = _panels(alt, 0.25 + 2.85 * rows, source, rows, 2, subplot_kw=NO_AXES)
+    figure, axes = panels(alt, 0.25 + 2.85 * rows, source, rows, 2, subplot_kw=NO_AXES)
     for ax, view in zip(axes.flat, shown, strict=False):
-        _picture(ax, view.image, view.name[:28], (view.predicted(), YELLOW, 0.8))
+        picture(ax, view.image, view.name[:28], (view.predicted(), YELLOW, 0.8))
     return figure
 
 
@@ -529,7 +540,7 @@ def comparison(
         f"{', '.join(TITLES[key] for key in keys)} of {len(done)} methods; {TITLES[keys[0]]}, highest first: {values}."
     )
     alt += f" Not run: {', '.join(absent)}." if len(absent) else ""
-    figure, axes = _panels(alt, 1.15 + 0.2 * len(rows), source, 1, len(keys), sharey=True)
+    figure, axes = panels(alt, 1.15 + 0.2 * len(rows), source, 1, len(keys), sharey=True)
     for ax, key in zip(axes[0], keys, strict=True):
         theirs = paper[paper[key].notna()]
         ax.plot(theirs[key], theirs["model"].map(rows) + 0.25, "o", color=GREY, mfc="white", ms=4, label="paper")
@@ -574,7 +585,7 @@ def pr_roc_models(
     looks |= {ours: (VERMILLION, "-", 2, 1)} if ours in curves else {}
     values = ", ".join(f"{name} {show('ap', scores[name]['ap'])} {show('auc', scores[name]['auc'])}" for name in ranked)
     alt = f"Precision over recall and ROC curves of {len(ranked)} methods; AP and AUC, highest AP first: {values}."
-    figure, axes = _panels(alt, 6.1, source, 2, 2)
+    figure, axes = panels(alt, 6.1, source, 2, 2)
     for column, (x, y) in zip(axes.T, (("recall", "precision"), ("fpr", "recall")), strict=True):
         for ax in column:
             for order, name in enumerate(sorted(looks, key=lambda name: looks[name][2])):
@@ -628,7 +639,7 @@ def cost(table: pd.DataFrame, source: str, *, key: str = "miou") -> Figure:
         for name, score, adds, size in table[["model", key, "multiply_adds", "parameters"]].itertuples(index=False)
     ]
     alt = f"{TITLES[key]} over multiply-adds, bubbles as large as parameters: {'; '.join(values)}."
-    figure, ((ax,),) = _panels(alt, 4.1, source)
+    figure, ((ax,),) = panels(alt, 4.1, source)
     own = table["model"].isin([f"CSAMNet-{size}" for size in SIZES])
     family = table[own].sort_values("multiply_adds")
     ax.plot(family["multiply_adds"], family[key], color=VERMILLION, linewidth=1, zorder=1)
@@ -700,7 +711,7 @@ def ablation(table: pd.DataFrame, source: str, *, key: str = "miou", ours: str =
     values = ", ".join(f"{rows['label']} {show(key, rows[key])}" for rows in table.to_dict("records"))
     heights = [len(rows) + 2.9 for rows in groups.values()]
     grid = {"sharex": True, "height_ratios": heights}
-    figure, axes = _panels(f"{TITLES[key]} of {values}.", 0.9 + 0.2 * sum(heights), source, len(groups), **grid)
+    figure, axes = panels(f"{TITLES[key]} of {values}.", 0.9 + 0.2 * sum(heights), source, len(groups), **grid)
     for ax, (name, others) in zip(axes[:, 0], groups.items(), strict=True):
         rows = pd.DataFrame([full, *others.to_dict("records")])
         ax.axvline(full[key], color=VERMILLION, linewidth=0.8, alpha=0.5)
@@ -731,7 +742,7 @@ def architecture(network=None) -> Figure:
         "csam": "c   Cross-scale attention modulation (CSAM)",
     }
     heights = [top - bottom for bottom, top in drawing.PANELS.values()]
-    figure, axes = _panels(
+    figure, axes = panels(
         drawing.describe(network),
         sum(heights) + 0.95,
         "drawn from the code",

@@ -40,7 +40,7 @@ def of_experiments(
     """The figures of a comparison and an ablation, as far as they were run; none without the network itself."""
     found, made = collect(dataset, profile, results), {}
     rivals, variants = ({name: found[name] for name in names if name in found} for names in _names(profile))
-    ours = experiment("comparison", profile)[0]
+    ours, whole = (experiment(kind, profile)[0] for kind in ("comparison", "ablation"))
     if ours not in rivals:
         return {}
     summary = read_summary(rivals[ours][0])
@@ -55,8 +55,8 @@ def of_experiments(
         made["pr_roc_models"] = figures.pr_roc_models(curves, scores, below, ours=ours)
         made["cost"] = figures.cost(table, below)
         made |= {"visual": figures.visual(look_at(rivals, Path(root)), below)} if root else {}
-    if len(variants) > 1:
-        made["ablation"] = figures.ablation(label_variants(compare(variants, ours), ours), below, ours=ours)
+    if len(variants) > 1 and whole in variants:
+        made["ablation"] = figures.ablation(label_variants(compare(variants, whole), whole), below, ours=whole)
     return made
 
 

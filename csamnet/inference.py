@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +21,11 @@ from csamnet.config import RunConfig
 from csamnet.evaluate import build_model, pick_device, predictor
 from csamnet.files import InputError, atomic, write_text
 from csamnet.images import _to_display, read_image, write_image
-from csamnet.instances import instances_from_probability, outlines
+from csamnet.instances import OUTLINE, detection, instances_from_probability, outlines
 from csamnet.model import CSAMNet, load_strictly, load_weights
 from csamnet.paths import ROOT
 
 WEIGHTS = ROOT / "weights"
-OUTLINE = (255, 221, 0)
-"""Colour of outlines: yellow, which neither haematoxylin nor eosin comes near."""
 FILES = ("mask.png", "probability.tif", "overlay.png", "nuclei.csv", "nuclei.geojson")
 """What is written for an image, each name after the image's stem and an underscore."""
 
@@ -131,17 +128,7 @@ def geojson(prediction: Prediction, table: pd.DataFrame, name: str) -> dict:
     """
     measured = table.dropna(axis=1).set_index("label").round(4).to_dict("index")
     features = [
-        {
-            "type": "Feature",
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"csamnet/{name}/{label}")),
-            "geometry": {"type": "Polygon", "coordinates": [polygon.tolist()]},
-            "properties": {
-                "objectType": "detection",
-                "classification": {"name": "Nucleus", "color": list(OUTLINE)},
-                "measurements": measured[label],
-            },
-        }
-        for label, polygon in outlines(prediction.labels)
+        detection(f"{name}/{label}", polygon, measured[label]) for label, polygon in outlines(prediction.labels)
     ]
     return {"type": "FeatureCollection", "features": features}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import numpy as np
 import pandas as pd
 import shapely
@@ -9,6 +11,9 @@ from scipy import ndimage
 from scipy.cluster.hierarchy import DisjointSet
 from skimage.measure import find_contours
 from skimage.segmentation import watershed
+
+OUTLINE = (255, 221, 0)
+"""Colour of outlines: yellow, which neither haematoxylin nor eosin comes near."""
 
 
 def instances_from_probability(
@@ -94,3 +99,20 @@ def outlines(labels: np.ndarray) -> list[tuple[int, np.ndarray]]:
             corner = np.array([box[1].start, box[0].start]) - 0.5
             found.append((label, shapely.get_coordinates(ring) + corner))
     return found
+
+
+def detection(name: str, polygon: np.ndarray, measurements: dict, kind: str = "Nucleus") -> dict:
+    """An outline (N, 2) as a GeoJSON feature that QuPath takes for a detection of class `kind`.
+
+    `name` tells it from all others, and gives it its id.
+    """
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"csamnet/{name}")),
+        "geometry": {"type": "Polygon", "coordinates": [polygon.tolist()]},
+        "properties": {
+            "objectType": "detection",
+            "classification": {"name": kind, "color": list(OUTLINE)},
+            "measurements": measurements,
+        },
+    }

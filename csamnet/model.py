@@ -155,7 +155,7 @@ class DropBlock(nn.Module):
 
     def __init__(self, final_rate: float = 0.15, size: int = 7, steps: int = 30):
         super().__init__()
-        self.size, self.schedule = size, torch.linspace(0, final_rate, steps).tolist()
+        self.size, self.schedule = size, torch.linspace(0, final_rate, steps, device="cpu").tolist()
         self.register_buffer("rate", torch.zeros(()), persistent=False)
 
     def advance(self, progress: float) -> float:

@@ -19,10 +19,9 @@ from csamnet.config import PROFILES, SIZES, RunConfig, experiment, make_config
 from csamnet.data import Sample, load_split
 from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import evaluate, evaluate_otsu, load_run, predictor
-from csamnet.figures import View, spread
+from csamnet.figures import View, spread, true_objects
 from csamnet.files import InputError, atomic, read_json
 from csamnet.inference import load, predict
-from csamnet.instances import instances_from_probability
 from csamnet.paths import PREPARED, RESULTS, ROOT
 from csamnet.prepare import prepare
 from csamnet.results import find_runs, read_config, read_images, read_run, read_summary
@@ -88,32 +87,43 @@ def experiment_runs(
     and the runs.
     """
     given = checked(namespace, allowed)
-    if given["measured"]:
+    if measured := given.pop("measured"):
         given["profile"] = most_run(kind, given["dataset"], Path(given["results"] or RESULTS))
-    names = experiment(kind, given["profile"])
-    if not isinstance(given["seeds"], int) or given["seeds"] < 1:
-        raise InputError("seeds cannot be used", expected="how many, 1 or more", found=repr(given["seeds"]))
-    if given["models"]:
-        chosen = [name.strip() for name in given["models"].split(",")]
-        names = names[:1] + [make_config(model=name).model for name in chosen if name != names[0]]
-    asked = {key: given[key] for key in given if key not in ("models", "seeds", "measured")}
-    config, root, results, device = notebook_config(asked | {"model": names[0]}, [*asked, "model"])
-    if given["measured"]:
+    names, seeds = chosen_models(kind, given["profile"], given.pop("models")), given.pop("seeds")
+    if not isinstance(seeds, int) or seeds < 1:
+        raise InputError("seeds cannot be used", expected="how many, 1 or more", found=repr(seeds))
+    config, root, results, device = notebook_config(given | {"model": names[0]}, [*given, "model"])
+    if measured:
         found = collect(config.dataset, config.profile, results)
-        own = {name: found[name] for name in [*names, *(["Otsu"] if kind == "comparison" else [])] if name in found}
+        own = {name: found[name] for name in [*names, *["Otsu"] * (kind == "comparison")] if name in found}
         return config, root, results, device, own if len(own) > 1 or kind == "comparison" else {}
+    runs = run_models(config, names, seeds, root, results, device, say)
+    if kind == "comparison" and get_dataset(config.dataset, root).modality.startswith("H&E"):
+        runs["Otsu"] = [evaluate_otsu(config, root, results)]
+    return config, root, results, device, runs
+
+
+def chosen_models(kind: str, profile: str, asked: str) -> list[str]:
+    """An experiment's models; of them or of others, with names `asked` for, the first and those."""
+    names = experiment(kind, profile)
+    chosen = [make_config(model=name.strip()).model for name in asked.split(",")] if asked else names
+    return names[:1] + [name for name in chosen if name != names[0]]
+
+
+def run_models(
+    config: RunConfig, names: Sequence[str], seeds: int, root: Path, results: Path, device: str, say: Callable
+) -> dict[str, list[Path]]:
+    """Train and measure each of `names` with each seed, unless that is done; a model's runs, a folder a seed."""
     from csamnet.train import train  # slow to import
 
     prepared(config, root)
     runs: dict[str, list[Path]] = {}
-    for name, seed in product(names, range(given["seeds"])):
+    for name, seed in product(names, range(seeds)):
         folder = train(replace(config, model=name, seed=seed), root, results=results, device=device)
         evaluate(folder, root, device=device)
         runs.setdefault(name, []).append(folder)
         say(f"{folder.name}: test mIoU {100 * read_summary(folder)['pooled']['miou']:.2f} %")
-    if kind == "comparison" and get_dataset(config.dataset, root).modality.startswith("H&E"):
-        runs["Otsu"] = [evaluate_otsu(config, root, results)]
-    return config, root, results, device, runs
+    return runs
 
 
 def most_run(kind: str, dataset: str, results: Path) -> str:
@@ -154,15 +164,12 @@ def look_at(runs: Mapping[str, Sequence[Path]], root: Path, device: str = "auto"
     """One test image as every method sees it, by its first seed: the image of median Dice of the first method."""
     table = read_images(next(iter(runs.values()))[0]).dropna(subset="dice").sort_values("dice")
     name, views = table["name"].iloc[len(table) // 2], {}
+    config = read_config(next(iter(runs.values()))[0])
+    (sample,) = (s for s in load_split(root, config.dataset, "test") if s.name == name)
     for model, folders in runs.items():
-        config, row = read_config(folders[0]), read_images(folders[0]).set_index("name").loc[name]
-        (sample,) = (s for s in load_split(root, config.dataset, "test") if s.name == name)
         predict = otsu_haematoxylin if model == "Otsu" else predictor(*load_run(folders[0], device))
-        image, labels = sample.image(), sample.labels()
-        labels = instances_from_probability(sample.mask()) if labels is None else labels
-        views[model] = View(
-            name, sample.organ, image, sample.mask(), labels, predict(image), config.threshold, row.dice
-        )
+        dice = read_images(folders[0]).set_index("name")["dice"][name]
+        views[model] = View.of(sample, predict(sample.image()), config.threshold, dice)
     return views
 
 
@@ -195,9 +202,8 @@ def describe(samples: Mapping[str, Sequence[Sample]], entry: Dataset) -> tuple[p
     stained = entry.modality.startswith("H&E")
     objects, images = [], []
     for split, sample in ((split, sample) for split, items in samples.items() for sample in items):
-        mask, labels = sample.mask(), sample.labels()
-        labels = instances_from_probability(mask) if labels is None else labels
-        area = np.bincount(labels.ravel())[1:] * (entry.mpp or 1) ** 2
+        mask = sample.mask()
+        area = np.bincount(true_objects(sample).ravel())[1:] * (entry.mpp or 1) ** 2
         objects.append(pd.DataFrame({"split": split, "area": area[area > 0]}))
         pixels, inside = sample.image()[::4, ::4], mask[::4, ::4]
         amount = rgb2hed(pixels)[..., 0] if stained else pixels.mean(-1)
@@ -214,9 +220,7 @@ def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list
     views = []
     for row in ranked.iloc[spread(len(ranked), most)].itertuples():
         sample = samples[row.name]
-        image, mask, labels = sample.image(), sample.mask(), sample.labels()
-        labels = instances_from_probability(mask) if labels is None else labels
-        views.append(View(row.name, row.organ, image, mask, labels, predict(image), config.threshold, row.dice))
+        views.append(View.of(sample, predict(sample.image()), config.threshold, row.dice))
     return views
 
 

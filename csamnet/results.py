@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,9 +45,14 @@ def code_sha256(step: str, model: str = "") -> str:
     if "name" in MODELS.get(model, ()):
         files += sorted((here / "baselines").glob("*.py"))
     for path in files:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        digest.update(ast.unparse(_without_docstrings(tree)).encode())
+        digest.update(_plain(path.read_bytes()))
     return digest.hexdigest()
+
+
+@cache
+def _plain(code: bytes) -> bytes:
+    """A module's code without comments, docstrings and layout."""
+    return ast.unparse(_without_docstrings(ast.parse(code))).encode()
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

@@ -73,12 +73,16 @@ class Slide:
 
     def thumbnail(self, longest: int = 1024) -> np.ndarray:
         """The slide as (h, w, 3) uint8, at most `longest` pixels a side."""
-        scale = max(1.0, max(self.size) / longest)
+        scale = self.coarseness(longest)
         return self._sample(0, 0, *(max(1, round(n / scale)) for n in self.size), scale)
 
+    def coarseness(self, longest: int = 1024) -> float:
+        """How many pixels of level 0 are one of such a thumbnail."""
+        return max(1.0, max(self.size) / longest)
+
     def tissue(self, longest: int = 1024) -> tuple[np.ndarray, float]:
-        """Tissue on a thumbnail, (h, w) bool, and how many pixels of level 0 are one of it."""
-        return find_tissue(self.thumbnail(longest)), max(1.0, max(self.size) / longest)
+        """Tissue on a thumbnail, (h, w) bool, and its coarseness."""
+        return find_tissue(self.thumbnail(longest)), self.coarseness(longest)
 
     def _sample(self, x: float, y: float, width: int, height: int, scale: float) -> np.ndarray:
         """`read` with `scale` pixels of level 0 to one."""

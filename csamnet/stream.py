@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,9 +82,10 @@ class Clock(list):
         self.append((part, time.perf_counter() - started))
 
     def totals(self) -> dict[str, float]:
-        return (
-            pd.DataFrame(list(self), columns=["part", "seconds"]).groupby("part", sort=False)["seconds"].sum().to_dict()
-        )
+        parts: Counter = Counter()
+        for part, seconds in self:
+            parts[part] += seconds
+        return dict(parts)
 
 
 def ahead(function: Callable, items: Iterable, pool: Executor, most: int) -> Iterator:
@@ -462,6 +463,6 @@ def _draw(slide: Slide, frame: Frame, folder: Path, tissue: np.ndarray, fraction
     with atomic(folder / "burden.csv") as temporary:
         table.assign(x=corners[:, 0], y=corners[:, 1]).to_csv(temporary, index=False, float_format="%.6g")
     outlines = [(points - slide.offset - frame.corner) / frame.scale for points in cancer]
-    picture, coarse = slide.thumbnail(), max(1.0, max(slide.size) / 1024)
+    picture, coarse = slide.thumbnail(), slide.coarseness()
     save_png(burden_map(fraction, frame, outlines, slide.path.name), folder / "burden.png")
     save_png(report(picture, coarse, tissue, frame, fraction, outlines, slide.path.name), folder / "report.png")

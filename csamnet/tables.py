@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,7 +9,7 @@ from statistics import mean, stdev
 import pandas as pd
 
 from csamnet.config import RunConfig
-from csamnet.datasets import DATASETS
+from csamnet.datasets import get_dataset
 from csamnet.files import read_json
 from csamnet.paths import PUBLISHED, RESULTS
 from csamnet.results import find_runs, read_config, read_run, read_summary
@@ -135,11 +134,8 @@ def against_paper(dataset: str, split: str = "test", results: Path | str | None 
 
 def read_from(origin: str, key: str) -> str:
     """Whether the paper prints a number or it was read off its chart, by the words of the table in book/published."""
-    return (
-        "print"
-        if TITLES.get(key, key).lower() in origin.split("printed")[0].lower() * ("printed" in origin)
-        else "chart"
-    )
+    printed = origin.split("printed")[0].lower() if "printed" in origin else ""
+    return "print" if TITLES.get(key, key).lower() in printed else "chart"
 
 
 def costs_against_paper(dataset: str = "MoNuSeg") -> str:
@@ -153,27 +149,15 @@ def costs_against_paper(dataset: str = "MoNuSeg") -> str:
     rows = []
     for name, row in table.iterrows():
         model = "CSAMNet-S" if name == "CSAMNet" else name
-        for title, printed, unit, ours, key in (
-            ("parameters", row.printed_m, 2**20, row.parameters, "parameters"),
-            ("multiply-adds", row.printed_g, 2**30, row.multiply_adds, "GMACs"),
-        ):
-            letter = "M" if unit == 2**20 else "G"
-            plain = f"{ours / (1e6 if unit == 2**20 else 1e9):.2f} {letter}"
-            if printed != printed:
-                rows.append([model, title, "", "", plain, f"{ours / unit:.2f}", ""])
-                continue
-            gap = f"{100 * (ours / unit / printed - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
-            rows.append(
-                [
-                    model,
-                    title,
-                    f"{printed:g} {letter}",
-                    read_from(origins[model], key),
-                    plain,
-                    f"{ours / unit:.2f}",
-                    gap,
-                ]
-            )
+        costs = ("parameters", row.parameters, row.printed_m, "M"), ("GMACs", row.multiply_adds, row.printed_g, "G")
+        for key, counted, printed, letter in costs:
+            plain, binary = counted / {"M": 1e6, "G": 1e9}[letter], counted / {"M": 2**20, "G": 2**30}[letter]
+            title, ours = key.replace("GMACs", "multiply-adds"), [f"{plain:.2f} {letter}", f"{binary:.2f}"]
+            if pd.isna(printed):
+                rows.append([model, title, "", "", *ours, ""])
+            else:
+                gap = f"{100 * (binary / printed - 1):+.1f} %".replace("-", "\N{MINUS SIGN}")
+                rows.append([model, title, f"{printed:g} {letter}", read_from(origins[model], key), *ours, gap])
     head = ["network", "cost", "paper", "read from", "counted", "in 2²⁰ or 2³⁰", "difference"]
     return markdown(head, rows, "paper,counted,in 2²⁰ or 2³⁰,difference")
 
@@ -185,25 +169,17 @@ def costs_measured(folder: Path | str | None = None) -> str:
         about = read_json(path)
         rows = []
         for row in about["rows"]:
-            timed = [f"{1e3 * row[f'seconds_{size}']:,.0f} ms" for size in (256, 1024)]
-            memory = [f"{row[f'peak_memory_mb_{size}']:,.0f} MiB" for size in (256, 1024)]
             counted = [
                 f"{row['parameters'] / 1e6:.2f} M",
-                *(f"{row[key] / 1e9:.1f} G" for key in ("multiply_adds", "flops")),
+                *(f"{row[k] / 1e9:.1f} G" for k in ("multiply_adds", "flops")),
             ]
-            best = f"{row['images_per_s']:.1f} (batch {row['batch']})"
-            rows.append([row["model"], *counted, timed[0], memory[0], timed[1], memory[1], best])
-        head = [
-            "network",
-            "parameters",
-            "multiply-adds",
-            "FLOPs",
-            "256 × 256",
-            "memory",
-            "1024 × 1024",
-            "memory ",
-            "images/s",
-        ]
+            timed = []
+            for size in (256, 1024):
+                memory = row[f"peak_memory_mb_{size}"]
+                timed += [f"{1e3 * row[f'seconds_{size}']:,.0f} ms", "" if memory is None else f"{memory:,.0f} MiB"]
+            rows.append([row["model"], *counted, *timed, f"{row['images_per_s']:.1f} (batch {row['batch']})"])
+        head = ["network", "parameters", "multiply-adds", "FLOPs"]
+        head += ["256 × 256", "memory", "1024 × 1024", "memory ", "images/s"]
         libraries = ", ".join(f"{name} {about['libraries'][name]}" for name in ("python", "torch"))
         parts += [
             f"**Measured** on {place(about['hardware'])}, {about['precision']}, {libraries}.",
@@ -214,12 +190,9 @@ def costs_measured(folder: Path | str | None = None) -> str:
 
 def datasets_against_paper(results: Path | str | None = None, folder: Path = PUBLISHED) -> str:
     """What the paper says of its data sets beside what the table and runs on real images found, in Markdown."""
-    plain = {re.sub(r"[\W_]", "", name).lower(): entry for name, entry in DATASETS.items()} | {
-        "inhousewsis": DATASETS["InHouse"]
-    }
     rows = []
     for row in pd.read_csv(Path(folder) / "datasets.csv", dtype=str).fillna("").to_dict("records"):
-        entry = plain[re.sub(r"[\W_]", "", row["dataset"]).lower()]
+        entry = get_dataset(row["dataset"].removesuffix(" WSIs"))
         runs = [read_run(run) for run in find_runs(results or RESULTS, dataset=entry.name)]
         counts = next((run["data"]["counts"] for run in runs if run["data"]["kind"] == "real"), None)
         found = f"{sum(counts.values())} used" if counts else ""

@@ -1,4 +1,4 @@
-"""What was found in slides: three figures, and a slide to zoom.
+"""What was found in slides, as a table and as a slide to zoom.
 
 The latter is layers of image tiles in a folder, and HTML that the book's `viewer.js` turns into layers to switch on
 and off, by OpenSeadragon. Where there is no such script, as in a live notebook, the same HTML is a picture of the
@@ -15,40 +15,33 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil, log2
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import shapely
 import zarr
-from matplotlib import colormaps, rc_context
-from matplotlib.collections import LineCollection, PatchCollection
+from matplotlib import colormaps
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from PIL import Image
-from scipy import ndimage
+from PIL import Image, ImageColor
 from torch import nn
 
-from csamnet.burden import CELL_PIXELS, CELL_UM, STEPS, annotated
+from csamnet.burden import annotated
 from csamnet.datasets import Dataset
-from csamnet.figures import BLACK, NO_AXES, STYLE, _panels, _picture
-from csamnet.files import InputError
+from csamnet.figures import YELLOW
+from csamnet.files import InputError, replacing
 from csamnet.images import IMAGE_SUFFIXES
-from csamnet.instances import instances_from_probability
 from csamnet.manifest import read_manifest
 from csamnet.paths import EXECUTED, SAMPLES
 from csamnet.readers.common import by_stem
 from csamnet.readers.slides import SUFFIXES
-from csamnet.samples import _replacing, make_sample
+from csamnet.samples import make_sample
+from csamnet.slide_figures import HEAT, RED, Shown
 from csamnet.slides import Slide
 from csamnet.stream import Options, run_slides
 from csamnet.tables import markdown
 
 TILE = 254  # pixels
-RED, YELLOW = "#E00000", (240, 228, 66)
-LONGEST = 900  # pixels of a slide in a figure
-HEAT = colormaps["viridis"]
-MASK = np.array([(*YELLOW, alpha) for alpha in (0, 85, 170, 255)])  # by how much of a pixel is mask
+PAINT = ImageColor.getrgb(YELLOW)
+MASK = np.array([(*PAINT, alpha) for alpha in (0, 85, 170, 255)])  # by how much of a pixel is mask
 COLUMNS = {
     "tissue_mm2": ("tissue (mm²)", ".2f"),
     "nuclei": ("{} found", ",.0f"),
@@ -60,45 +53,6 @@ COLUMNS = {
 }
 """Of a slide's summary: what is shown, its title and form."""
 SHOWN = {"slide": 100, "mask": 70, "heatmap": 0, "annotation": 100}  # at first, percent
-
-
-class Shown(NamedTuple):
-    """A slide with what `csamnet slide` found in it."""
-
-    slide: Slide
-    split: str  # that of its tiles
-    folder: Path  # of results
-    summary: dict  # a row of `stream.run_slides`
-    mpp: float | None  # of results
-    threshold: float
-    cancer: list[np.ndarray]  # annotated outlines (n, 2) of x, y in level 0; maybe none
-
-    @property
-    def title(self) -> str:
-        return f"{self.slide.path.stem} ({self.split})"
-
-    @property
-    def cell(self) -> float:
-        """The side of a cell of the burden, in um; in pixels where the slide does not say its resolution."""
-        return CELL_UM if self.slide.mpp else CELL_PIXELS
-
-    def burden(self) -> np.ndarray:
-        return np.load(self.folder / "burden.npy")
-
-    def densest(self, side: int) -> tuple[int, int]:
-        """The corner (x, y), in pixels of the results, of the square that holds most of the mask."""
-        mask = Slide(self.folder / "mask.ome.tiff")
-        share, scale = mask.thumbnail()[..., 0] / 255, max(1.0, max(mask.size) / 1024)
-        size = [min(round(side / scale), n) for n in share.shape]
-        held = ndimage.uniform_filter(share, size, mode="constant")
-        corner = np.subtract(np.unravel_index(held.argmax(), held.shape), np.floor_divide(size, 2))[::-1] * scale
-        return tuple(np.clip(corner, 0, np.maximum(np.subtract(mask.size, side), 0)).astype(int).tolist())
-
-    def close_up(self, side: int) -> tuple[np.ndarray, np.ndarray]:
-        """The photograph (side, side, 3) and the probability (side, side) at `densest`."""
-        (x, y), scale = self.densest(side), self.slide.scale(self.mpp)
-        stored = zarr.open_array(self.folder / "probability.zarr", mode="r")[y : y + side, x : x + side]
-        return self.slide.read(x * scale, y * scale, *stored.shape[::-1], self.mpp), stored / np.float32(STEPS)
 
 
 def find_release(entry: Dataset, card: dict, profile: str, releases: Path | str | None) -> Path:
@@ -169,95 +123,6 @@ def summary_table(slides: Sequence[Shown], target: str = "nuclei") -> str:
     return markdown(["slide", *titles], rows, ",".join(titles))
 
 
-# ------------------------------------------------------------------------------------------- figures
-
-
-@rc_context(fname=STYLE)
-def workflow(shown: Shown, source: str, *, tile: int = 256, side: int = 256, target: str = "nuclei") -> Figure:
-    """From a slide to what is in it: tissue and tiles, and in a square of `side` pixels probability, mask, outlines."""
-    alt = f"Six steps on slide {shown.title}: slide, tissue, tiles, probability, mask, outlines of {target}."
-    figure, ((first, second, third), below) = _panels(alt, 4.3, source, 2, 3, subplot_kw=NO_AXES)
-    photograph, (tissue, coarse) = shown.slide.thumbnail(LONGEST), shown.slide.tissue(LONGEST)
-    step, (x, y) = tile * shown.slide.scale(shown.mpp) / coarse, shown.densest(side)
-    grid = [(i * step, j * step) for j in range(ceil(len(tissue) / step)) for i in range(ceil(len(tissue[0]) / step))]
-    held = [(u, v) for u, v in grid if tissue[int(v) : ceil(v + step), int(u) : ceil(u + step)].any()]
-    for ax, title in ((first, "1 slide"), (second, "2 tissue"), (third, f"3 tiles: {len(held):,}, less overlap")):
-        _picture(ax, photograph, title)
-    _scale_bar(first, shown.slide.mpp, coarse, photograph.shape)
-    first.add_patch(Rectangle((x * step / tile, y * step / tile), *[side * step / tile] * 2, fill=False, ec=BLACK))
-    second.imshow(np.where(tissue[..., None], (0, 0, 0, 0), (1, 1, 1, 0.75)), extent=(0, *photograph.shape[1::-1], 0))
-    second.contour(tissue, [0.5], colors=BLACK, linewidths=0.8)
-    third.add_collection(PatchCollection([Rectangle(at, step, step) for at in held], fc="none", ec=BLACK, lw=0.5))
-    third.set(xlim=first.get_xlim(), ylim=first.get_ylim())
-    image, probability = shown.close_up(side)
-    labels = instances_from_probability(probability, threshold=shown.threshold)
-    _picture(below[0], image, "4 probability")
-    below[0].imshow(probability, cmap=HEAT, vmin=0, vmax=1, extent=(0, *probability.shape[::-1], 0))
-    _scale_bar(below[0], shown.mpp, 1, probability.shape)
-    _picture(below[1], (probability >= shown.threshold)[..., None] * np.uint8([255] * 3), "5 mask")
-    _picture(below[2], image, "6 outlines", (labels, np.divide(YELLOW, 255), 1.0))
-    return figure
-
-
-@rc_context(fname=STYLE)
-def heatmaps(slides: Sequence[Shown], source: str, target: str = "nuclei") -> Figure:
-    """Slides beside the burden of their tissue, on one scale of colours; annotated cancer outlined in red."""
-    tall = sum(2.8 * shown.slide.size[1] / shown.slide.size[0] + 0.5 for shown in slides)
-    alt = f"Slides, and the share of their tissue that is {target} in colours, cancer outlined in red:"
-    alt += f" {', '.join(shown.title for shown in slides)}."
-    figure, axes = _panels(alt, min(tall + 1, 12), source, len(slides), 2, subplot_kw=NO_AXES)
-    burdens = [shown.burden() for shown in slides]
-    top = max(np.nanmax(burden, initial=0) for burden in burdens) or 1
-    for (left, right), shown, burden in zip(axes, slides, burdens, strict=True):
-        photograph, scale = shown.slide.thumbnail(LONGEST), max(1.0, max(shown.slide.size) / LONGEST)
-        side = shown.cell / (shown.slide.mpp or 1) / scale
-        lines = [(np.vstack([points, points[:1]]) - shown.slide.offset) / scale for points in shown.cancer]
-        _picture(left, photograph, shown.title)
-        _scale_bar(left, shown.slide.mpp, scale, photograph.shape)
-        extent = (0, burden.shape[1] * side, burden.shape[0] * side, 0)
-        heat = right.imshow(burden, cmap=HEAT, vmin=0, vmax=top, extent=extent)
-        right.set(xlim=left.get_xlim(), ylim=left.get_ylim())
-        right.set_title("burden", pad=3)
-        for ax in (left, right):
-            ax.add_collection(LineCollection(lines, colors=RED, linewidths=1.3))
-    bar = figure.colorbar(heat, ax=axes, location="bottom", shrink=0.5, aspect=30, format="{x:.0%}", pad=0.01)
-    bar.set_label(f"{target}, share of each cell of {slides[0].cell:g} {'µm' if slides[0].slide.mpp else 'px'}")
-    return figure
-
-
-@rc_context(fname=STYLE)
-def close_ups(slides: Sequence[Shown], source: str, *, side: int = 256, target: str = "nuclei") -> Figure:
-    """The square of each slide that holds most of its mask: photograph, mask, and outlines on the photograph."""
-    names = ", ".join(shown.title for shown in slides)
-    alt = f"Details of slides at full resolution, their masks, and {target} outlined in yellow: {names}."
-    figure, axes = _panels(alt, 0.5 + 2.1 * len(slides), source, len(slides), 3, subplot_kw=NO_AXES)
-    for (left, middle, right), shown in zip(axes, slides, strict=True):
-        image, probability = shown.close_up(side)
-        labels = instances_from_probability(probability, threshold=shown.threshold)
-        _picture(left, image, shown.title)
-        _scale_bar(left, shown.mpp, 1, probability.shape)
-        _picture(middle, (probability >= shown.threshold)[..., None] * np.uint8([255] * 3), "mask")
-        _picture(right, image, f"{labels.max()} outlined", (labels, np.divide(YELLOW, 255), 1.0))
-    return figure
-
-
-def _scale_bar(ax, mpp: float | None, scale: float, shape: tuple[int, ...]) -> None:
-    """A bar of a round length below a picture of `shape` (h, w, ...), each pixel of which is `scale` times `mpp` um."""
-    width = shape[1] * scale * (mpp or 1)
-    length = max(n * 10**ten for n in (1, 2, 5) for ten in range(-1, 6) if n * 10**ten <= max(width / 3, 0.1))
-    text = f"{length:g} px" if mpp is None else f"{length:g} µm" if length < 1000 else f"{length / 1000:g} mm"
-    ax.plot(
-        [0, length / width],
-        [-0.03] * 2,
-        color=BLACK,
-        lw=2.5,
-        clip_on=False,
-        transform=ax.transAxes,
-        solid_capstyle="butt",
-    )
-    ax.text(0, -0.06, text, fontsize=7.5, va="top", transform=ax.transAxes)
-
-
 # -------------------------------------------------------------------------------------------- viewer
 
 
@@ -284,7 +149,7 @@ def make_viewer(
     """
     out, photograph, found = Path(out), Image.fromarray(slide.thumbnail(longest)), None
     layers = {"slide": {"format": "jpg", "overlap": 1}}
-    with _replacing(out) as new:
+    with replacing(out) as new:
         _tile(photograph, new / "slide", 1, lambda tile, path: tile.save(f"{path}.jpg", quality=72))
         if mask:
             found = Image.fromarray(Slide(mask).thumbnail(longest)[..., 0]).resize(photograph.size)
@@ -325,7 +190,7 @@ def _painted(share: Image.Image) -> Image.Image:
 
 def _heatmap(burden: np.ndarray, size: np.ndarray) -> Image.Image:
     """Shares (h, w), from 0 to the highest, as colours; clear outside tissue, cut to `size` (width, height) cells."""
-    colours = HEAT(burden / (np.nanmax(burden, initial=0) or 1), bytes=True)
+    colours = colormaps[HEAT](burden / (np.nanmax(burden, initial=0) or 1), bytes=True)
     colours[np.isnan(burden)] = 0
     factor = ceil(1024 / max(burden.shape))
     picture = Image.fromarray(colours.repeat(factor, 0).repeat(factor, 1))
@@ -336,7 +201,7 @@ def _still(photograph: Image.Image, found: Image.Image | None, said: str) -> str
     """The picture for where there is no script."""
     picture = photograph.copy()
     if found:
-        picture.paste(YELLOW, mask=found.point(lambda value: value * SHOWN["mask"] // 100))
+        picture.paste(PAINT, mask=found.point(lambda value: value * SHOWN["mask"] // 100))
     picture.thumbnail((1000, 1000), Image.Resampling.BOX)
     picture.save(stream := io.BytesIO(), "JPEG", quality=75)
     data = base64.b64encode(stream.getvalue()).decode()
@@ -356,7 +221,7 @@ def _outlined(slide: Slide, outlines: Sequence[np.ndarray]) -> str:
 
 def _legend(highest: float, target: str) -> str:
     """A colour bar."""
-    colours = ", ".join(to_hex(HEAT(value)) for value in np.linspace(0, 1, 9))
+    colours = ", ".join(to_hex(colormaps[HEAT](value)) for value in np.linspace(0, 1, 9))
     bar = f'<span class="slide-bar" style="background:linear-gradient(to right, {colours})"></span>'
     return (
         f"<p>Heatmap, share of the tissue that is {html.escape(target)}: <span>0 %{bar}{100 * highest:.0f} %</span></p>"

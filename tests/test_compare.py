@@ -9,6 +9,7 @@ from scipy.stats import permutation_test
 from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny import make_tree
 
+from csamnet.baselines import BASELINES
 from csamnet.compare import MEASURES, against, collect, compare, holm, intervals, label_variants, paired
 from csamnet.config import MODELS, RIVALS, RunConfig, experiment
 from csamnet.evaluate import evaluate_otsu, measure, write_evaluation
@@ -173,7 +174,8 @@ def test_otsu_is_measured_like_a_network(tmp_path):
 
 def test_every_rival_has_two_sizes_and_every_variant_a_group():
     assert all(name in MODELS and f"{name}-small" in MODELS for name in RIVALS)
-    for profile, size in (("sample", "XS"), ("paper", "S")):
+    assert tuple(BASELINES) == RIVALS
+    for profile, size in (("sample", "XXS"), ("paper", "S")):
         models = experiment("ablation", profile)
         assert set(models) | set(experiment("comparison", profile)) <= set(MODELS)
         table = label_variants(pd.DataFrame({"model": models[::-1]}), models[0]).set_index("label")

@@ -154,7 +154,7 @@ def words(figure) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_figure_says_what_data_it_shows_and_repeats(draw, name):
     figure = draw[name]()
-    assert figures._drawn(figure, "svg") == figures._drawn(draw[name](), "svg")
+    assert figures.rendered(figure, "svg") == figures.rendered(draw[name](), "svg")
     assert figure.get_size_inches()[0] == figures.WIDTH
     assert any(source in words(figure) for source in (SAMPLE, REAL, CODE))
     alt = figure.get_label()
@@ -178,8 +178,8 @@ def test_files_are_the_same_to_the_byte(draw, name, tmp_path):
 
 def test_style_does_not_depend_on_the_users(draw):
     with rc_context({"font.size": 30, "axes.facecolor": "red"}):
-        other = figures._drawn(draw["history"](), "svg")
-    assert other == figures._drawn(draw["history"](), "svg")
+        other = figures.rendered(draw["history"](), "svg")
+    assert other == figures.rendered(draw["history"](), "svg")
 
 
 def test_figures_name_what_is_segmented(draw):

@@ -14,21 +14,12 @@ from PIL import Image
 from web import serve
 
 from csamnet.datasets import get_dataset
-from csamnet.figures import _drawn
+from csamnet.figures import rendered
 from csamnet.files import InputError
 from csamnet.manifest import COLUMNS
+from csamnet.slide_figures import Shown, close_ups, heatmaps, workflow
 from csamnet.slides import Slide
-from csamnet.viewer import (
-    TILE,
-    Shown,
-    choose_slides,
-    close_ups,
-    find_release,
-    heatmaps,
-    make_viewer,
-    summary_table,
-    workflow,
-)
+from csamnet.viewer import TILE, choose_slides, find_release, make_viewer, summary_table
 
 ROOT = Path(__file__).resolve().parents[1]
 VENDOR, ASSETS = ROOT / "book" / "vendor", ROOT / "book" / "assets"
@@ -175,7 +166,7 @@ def test_figures_say_what_they_show(shown):
         assert figure.get_label().endswith("sample data.")
         assert "S1 (test)" in figure.get_label()
         assert figure.get_supxlabel() == source
-        assert len(_drawn(figure, "png")) > 5000
+        assert len(rendered(figure, "png")) > 5000
     left, right = heatmaps([shown], source).axes[:2]
     for ax in (left, right):
         (path,) = ax.collections[0].get_paths()

@@ -30,9 +30,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from csamnet.cli import app as command_line
-from csamnet.complexity import complexity
-from csamnet.config import SIZES, make_config
-from csamnet.evaluate import build_model
+from csamnet.complexity import complexity, full_size
+from csamnet.config import SIZES
 from csamnet.results import read_summary
 from csamnet.tables import (
     KINDS,
@@ -85,7 +84,7 @@ def summaries(root: Path, run: str, split: str) -> list[dict]:
 @cache
 def count(model: str) -> tuple[int, float]:
     """Parameters, and G multiply-adds for an image of 256 x 256, of one of `MODELS`."""
-    costs = complexity(build_model(make_config(model=model)))
+    costs = complexity(full_size(model))
     return costs["parameters"], costs["multiply_adds"] / 1e9
 
 

@@ -58,7 +58,7 @@ def hold_to_table(dataset: Dataset, tree: Path, release: Release) -> None:
     Kumar's images are laid out as MoNuSeg's, for one. The tree's own validation images stay; a tree without any
     known patient is taken as it is.
     """
-    splits = {group: split for split, groups in dataset.release.items() for group in groups}
+    splits = dataset.splits
     known = [record for record in release.records if record.group in splits]
     if not known:
         return
@@ -66,9 +66,7 @@ def hold_to_table(dataset: Dataset, tree: Path, release: Release) -> None:
         release.notes.append(f"left out, since not of {dataset.name}: {others} images")
     moved = {"train": {"test": "train"}, "test": {"train": "test", "val": "test"}}
     release.records = [replace(r, split=moved[splits[r.group]].get(r.split, r.split)) for r in known]
-    if absent := sorted(set(splits) - {record.group for record in known}):
-        what = f"{len(absent)} of the release's {len(splits)} images are missing"
-        release.problems.append(InputError(what, path=tree, found=f"no {', '.join(absent)}"))
+    release.demand_all(dataset, {record.group for record in known}, tree)
 
 
 def is_sample(folders: list[Path]) -> bool:

@@ -90,6 +90,12 @@ class Release:
             self.sample |= name.startswith("SAMPLE")
             self.records.append(Record(name, split, dataset.group_of(name), organ or "unknown", files, reader))
 
+    def demand_all(self, dataset: Dataset, groups: set[str], path: Path) -> None:
+        """A problem where `groups` lacks some that the data set's release names."""
+        if absent := sorted(set(dataset.splits) - groups):
+            what = f"{len(absent)} of the release's {len(dataset.splits)} images are missing"
+            self.problems.append(InputError(what, path=path, found=f"no {', '.join(absent)}"))
+
 
 def is_tree(folder: Path) -> bool:
     return any((folder / split / "img").is_dir() for split in SPLITS)

@@ -57,18 +57,16 @@ def _read_tcga(dataset: Dataset, folders: list[Path], *suffixes: str) -> Release
     for suffix in reversed(suffixes):
         annotations |= by_stem(folders, suffix)
     demand(dataset, folders, {"TIFF": images, " or ".join(suffix[1:].upper() for suffix in suffixes): annotations})
-    splits = {group: split for split, groups in dataset.release.items() for group in groups}
     strict = any(stem.startswith("TCGA-") for stem in images)
     for name in sorted(set(images) | set(annotations)):
-        split = splits.get(dataset.group_of(name))
+        split = dataset.splits.get(dataset.group_of(name))
         if strict and split is None:
             release.notes.append(f"left out, since not of {dataset.name}: {name}")
         else:
             split = split or _split_by_folder((images.get(name) or annotations[name])[0], folders)
             release.add(dataset, name, split, {"image": images, "annotation": annotations}, _load_tile)
-    if strict and (absent := sorted(set(splits) - {dataset.group_of(stem) for stem in images})):
-        what = f"{len(absent)} of the release's {len(splits)} images are missing"
-        release.problems.append(InputError(what, path=folders[0], found=f"no {', '.join(absent)}"))
+    if strict:
+        release.demand_all(dataset, {dataset.group_of(stem) for stem in images}, folders[0])
     return release
 
 

@@ -6,14 +6,11 @@ Every image has its own random generator, so a seed gives the same bytes on ever
 from __future__ import annotations
 
 import inspect
-import os
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from csamnet.files import InputError, read_json, sha256_file, write_json
+from csamnet.files import InputError, read_json, replacing, sha256_file, write_json
 from csamnet.samples import ct, histology, mri, slides, ultrasound
 
 MAKERS: dict[str, Callable[..., None]] = {
@@ -30,19 +27,6 @@ MAKERS: dict[str, Callable[..., None]] = {
 """By data set, what writes a look-alike release into an empty folder: called with folder, seed and settings.
 
 The settings are keyword arguments with defaults, whole numbers of 1 or more (`size`: 64 or more)."""
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` on success and is removed on failure."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        new = Path(temporary, "new")
-        new.mkdir()
-        yield new
-        if folder.exists():
-            os.replace(folder, Path(temporary, "old"))
-        os.replace(new, folder)
 
 
 def make_sample(name: str, out: Path, *, seed: int = 0, **settings: int) -> Path:
@@ -67,7 +51,7 @@ def make_sample(name: str, out: Path, *, seed: int = 0, **settings: int) -> Path
         old = read_json(folder / "SAMPLE.json")
         if old.items() >= card.items() and all((folder / file).is_file() for file in old["files"]):
             return folder
-    with _replacing(folder) as new:
+    with replacing(folder) as new:
         maker(new, seed, **settings)
         files = sorted(path.relative_to(new).as_posix() for path in new.rglob("*.*") if path.is_file())
         write_json(new / "SAMPLE.json", card | {"files": files})
