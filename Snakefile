@@ -1,5 +1,7 @@
 # The run matrix: a release -> its canonical tree -> one notebook run a data set -> the book. `make book` calls it:
 #   snakemake --cores all --rerun-triggers params [--config profile=paper data=FOLDER] [--executor slurm --jobs 8]
+# Whole slides, a job each (a folder that already holds results goes on where it was):
+#   snakemake many_slides --cores all --resources gpu=1 --config slides=FOLDER [weights=MoNuSeg] [out=DIR] [options="--mpp 0.25"]
 # A job is run again when a hash among its parameters has changed: of configuration, data or code, never of a date.
 
 from hashlib import sha256
@@ -10,6 +12,7 @@ from csamnet.config import experiment, make_config
 from csamnet.datasets import DATASETS as TABLE
 from csamnet.files import sha256_file
 from csamnet.readers import READERS
+from csamnet.readers.slides import SUFFIXES
 from csamnet.results import fingerprint
 from csamnet.samples import MAKERS
 
@@ -253,6 +256,35 @@ rule measured:
         page=text("csamnet/*.py", "csamnet/figures.mplstyle", "notebooks/measured.ipynb"),
     shell:
         "csamnet notebook {input.template} {output} -p dataset={wildcards.dataset}"
+
+
+SLIDES = config.get("slides")  # a folder of slides of one's own
+SLIDE_FILES = {path.stem: path for path in sorted(Path(SLIDES).iterdir()) if path.suffix.lower() in SUFFIXES} if SLIDES else {}
+SLIDES_OUT = config.get("out", "data/slides/own")
+
+
+rule many_slides:
+    input:
+        expand(f"{SLIDES_OUT}/{{stem}}/summary.csv", stem=SLIDE_FILES),
+    shell:
+        "csamnet progress {SLIDES_OUT:q}"
+
+
+rule slide:
+    input:
+        lambda wildcards: SLIDE_FILES[wildcards.stem],
+    output:
+        update(f"{SLIDES_OUT}/{{stem}}/summary.csv"),
+    params:
+        weights=config.get("weights", "MoNuSeg"),
+        options=config.get("options", ""),
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=8_000,
+        runtime=24 * 60,
+    shell:
+        "csamnet slide {input:q} --out {SLIDES_OUT:q} --weights {params.weights:q} {params.options}"
 
 
 rule vendor:

@@ -31,8 +31,9 @@ from csamnet.inference import load
 from csamnet.results import hardware
 from csamnet.samples.slides import CASES, paint_slide
 from csamnet.samples.tissue import STAINS
+from csamnet.slide_jobs import Options, frame_of, run_slide
 from csamnet.slides import Slide
-from csamnet.stream import Clock, Grid, Network, Options, frame_of, reader, run_slide
+from csamnet.stream import Clock, Grid, Network, reader
 
 MPP, TILE, BLOCK = 0.25, 512, 2048  # um, pixels of a stored tile, pixels of the picture that is repeated
 GLASS = (245, 241, 244)

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import DownloadColumn
 from rich.table import Table
 
-from csamnet.cli_slide import slide
+from csamnet.cli_slide import progress, slide
 from csamnet.config import RIVALS, SIZES, make_config
 from csamnet.files import InputError, read_json
 from csamnet.paths import DOWNLOADS, FIGURES, PREPARED, RESULTS, SAMPLES
@@ -110,7 +110,12 @@ def prepare(
 def train(
     name: Annotated[str, typer.Argument(help="Data set, such as MoNuSeg.")],
     root: Root = PREPARED,
-    profile: Annotated[str, typer.Option(help="paper | cpu | short | sample")] = "paper",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="Budget: paper (30,000 steps, for a GPU), cpu (4,000), short (800), brief (300), sample (120)."
+        ),
+    ] = "paper",
     seed: Annotated[int, typer.Option(help="Of the initial weights, crops and augmentation.")] = 0,
     model: Annotated[str | None, typer.Option(help=f"CSAMNet-{'|'.join(SIZES)}, UNet, ...: see config.MODELS")] = None,
     precision: Annotated[str | None, typer.Option(help="auto | bf16 | fp16 | fp32")] = None,
@@ -247,6 +252,7 @@ def complexity(
 
 
 command(slide)
+command(progress)
 
 
 @command

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from csamnet.files import InputError
 from csamnet.terminal import bar, complain, console
@@ -20,6 +21,8 @@ Whole = Annotated[bool, typer.Option("--whole", help="Glass too: for images in w
 Batch = Annotated[int | None, typer.Option(help="Tiles at once; else as the device's memory allows.", min=1)]
 Workers = Annotated[int, typer.Option(help="Processes that look for nuclei.", min=1)]
 Threshold = Annotated[float | None, typer.Option(help="Probability from which a pixel is foreground.")]
+Tta = Annotated[bool, typer.Option("--tta", help="Average over the eight flips and turns: eight times the work.")]
+Devices = Annotated[int, typer.Option(help="Processes, each on a device of its own, that share the slides.", min=1)]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 
 
@@ -34,19 +37,23 @@ def slide(
     threshold: Threshold = None,
     batch: Batch = None,
     workers: Workers = 1,
+    tta: Tta = False,
     device: Device = "auto",
+    devices: Devices = 1,
 ):
     """Segment whole slides: probability, mask, nuclei, tumour burden, summary. A stopped slide goes on where it was.
 
     A plain image that does not say its resolution is taken in its own pixels, unless --mpp says it.
     """
     from csamnet.inference import load
-    from csamnet.stream import Options, run_slides
+    from csamnet.slide_jobs import Options, run_slides, share_slides
 
-    box = _region(region)
-    options = Options(mpp=mpp, at=at, region=box, whole=whole, batch=batch, workers=workers, threshold=threshold)
-    with bar("Tiles") as tick:
-        rows = run_slides(load(weights, device), slides, out, options, on_tile=tick)
+    options = Options(mpp, at, _region(region), whole, batch, workers, threshold, tta)
+    with bar("Slides" if devices > 1 else "Tiles") as tick:
+        if devices > 1:
+            rows = share_slides(weights, slides, out, options, device=device, devices=devices, on_slide=tick)
+        else:
+            rows = run_slides(load(weights, device), slides, out, options, on_tile=tick)
     for row in rows:
         if row["status"] == "broken":
             complain(row["error"])
@@ -54,6 +61,19 @@ def slide(
             console.print(f"{row['folder']}: {row['status']}{_counts(row)}", soft_wrap=True)
     if any(row["status"] == "broken" for row in rows):
         raise typer.Exit(2)
+
+
+def progress(out: Annotated[Path, typer.Argument(help="Folder that csamnet slide writes to, maybe still.")]):
+    """How far the slides of a folder are, and what was found in those that are done; writes it to slides.csv too."""
+    from csamnet.slide_jobs import overview, write_overview
+
+    columns = {"done": ".0%", "seconds": ",.0f", "tissue_mm2": ".3g", "nuclei": ",.0f", "nuclei_per_mm2": ",.0f"}
+    table = Table("slide", "status", *columns)
+    for row in overview(out).to_dict("records"):
+        values = [(row.get(key, float("nan")), form) for key, form in columns.items()]
+        table.add_row(row["folder"], row["status"], *["" if v != v else f"{v:{form}}" for v, form in values])
+    console.print(table)
+    write_overview(out)
 
 
 def _counts(row: dict) -> str:

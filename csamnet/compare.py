@@ -97,8 +97,8 @@ def _drawn(folder: Path, split: str, draws: np.ndarray) -> np.ndarray:
     scores = read_scores(folder, split)  # (images, 2, bins)
     if scores is None:
         return np.hstack([pixels, np.full_like(pixels, np.nan)])
-    pooled = np.tensordot(draws, scores, 1)
-    return np.hstack([pixels, [[average_precision(hist), roc_auc(hist)] for hist in pooled]])
+    pooled = np.tensordot(draws, scores, 1)  # (resamples, 2, bins)
+    return np.column_stack([pixels, average_precision(pooled), roc_auc(pooled)])
 
 
 def against(values: Mapping[str, pd.Series], reference: str) -> pd.Series:

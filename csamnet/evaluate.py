@@ -114,25 +114,12 @@ def predict_probability(
     """Foreground probability `(H, W)` float32 of an `(H, W, 3)` uint8 image.
 
     The image is cut into tiles of the size that was trained on, because the network's output depends on the size
-    of what it is fed; neighbours overlap and are blended by `tile_weight`. `tta` averages the eight flips and turns.
+    of what it is fed; neighbours overlap and are blended by `tile_weight`. A small image is extended by reflection.
+    `tta` averages each tile's eight flips and turns.
     """
-    device = next(model.parameters()).device
+    device, (height, width) = next(model.parameters()).device, image.shape[:2]
     model.eval()
     x = to_input(torch.from_numpy(np.ascontiguousarray(image)).to(device)).permute(2, 0, 1)[None]
-    views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
-    total = torch.zeros(image.shape[:2], device=device)
-    for turns, flip in views:
-        view = torch.rot90(x, turns, (2, 3))
-        view = view.flip(3) if flip else view
-        probability = _stitch(model, view, tile, overlap, batch, precision)
-        probability = probability.flip(1) if flip else probability
-        total += torch.rot90(probability, -turns, (0, 1))
-    return (total / len(views)).cpu().numpy()
-
-
-def _stitch(model: nn.Module, x: Tensor, tile: int, overlap: float, batch: int, precision: str) -> Tensor:
-    """Blended foreground probability `(H, W)` of one input `(1, 3, H, W)`; a small one is extended by reflection."""
-    height, width = x.shape[2:]
     x = extend(x, max(height, tile), max(width, tile))
     weight = tile_weight(tile, x.device)
     total, norm = torch.zeros(x.shape[2:], device=x.device), torch.zeros(x.shape[2:], device=x.device)
@@ -140,12 +127,24 @@ def _stitch(model: nn.Module, x: Tensor, tile: int, overlap: float, batch: int, 
     for start in range(0, len(corners), batch):
         group = corners[start : start + batch]
         tiles = torch.cat([x[..., a : a + tile, b : b + tile] for a, b in group])
-        with autocast(precision, x.device):
-            logits = model(tiles.contiguous(memory_format=torch.channels_last)).float()
-        for (a, b), probability in zip(group, torch.sigmoid(logits[:, 1] - logits[:, 0]), strict=True):
+        for (a, b), probability in zip(group, tile_probability(model, tiles, precision, tta), strict=True):
             total[a : a + tile, b : b + tile] += weight * probability
             norm[a : a + tile, b : b + tile] += weight
-    return (total / norm)[:height, :width]
+    return (total / norm)[:height, :width].cpu().numpy()
+
+
+def tile_probability(model: nn.Module, tiles: Tensor, precision: str, tta: bool = False) -> Tensor:
+    """Foreground probability `(B, t, t)` float32 of inputs `(B, 3, t, t)`; with `tta` the mean of eight views."""
+    total = torch.zeros(tiles.shape[0], *tiles.shape[2:], device=tiles.device)
+    views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
+    for turns, flip in views:
+        view = torch.rot90(tiles, turns, (2, 3))
+        view = view.flip(3) if flip else view
+        with autocast(precision, tiles.device):
+            logits = model(view.contiguous(memory_format=torch.channels_last)).float()
+        probability = torch.sigmoid(logits[:, 1] - logits[:, 0])
+        total += torch.rot90(probability.flip(2) if flip else probability, -turns, (1, 2))
+    return total / len(views)
 
 
 # -------------------------------------------------------------------------------------------- measures

@@ -89,34 +89,41 @@ def coarse(hist: np.ndarray) -> np.ndarray:
     return np.add.reduceat(hist, [0, *edges], axis=1)
 
 
-def _cumulative(hist: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(bins in use from the highest score down, false positives, true positives at each)."""
-    used = np.flatnonzero(hist.any(axis=0))[::-1]
-    return used, *np.cumsum(hist[:, used], axis=1)
+def _falling(hist: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positives (..., bins) of (..., 2, bins), from the highest score down."""
+    return tuple(np.moveaxis(np.cumsum(hist[..., ::-1], axis=-1), -2, 0))
 
 
-def average_precision(hist: np.ndarray) -> float:
+def _if_both(value: np.ndarray, fp: np.ndarray, tp: np.ndarray) -> np.ndarray | float:
+    """`value`, NaN where a class is absent."""
+    return np.where((fp[..., -1] > 0) & (tp[..., -1] > 0), value, np.nan)[()]
+
+
+def average_precision(hist: np.ndarray) -> np.ndarray | float:
     """Area under precision over recall by steps, sum of (R_k - R_k-1) P_k, without interpolation.
 
     As `sklearn.metrics.average_precision_score`; within 1e-4 of it. NaN where a class is absent. Scores that
-    differ only in their last bits (a pixel blended from several tiles) count as equal here, not there.
+    differ only in their last bits (a pixel blended from several tiles) count as equal here, not there. Takes
+    histograms (..., 2, bins) and returns a value of each.
     """
-    if not hist.any(axis=1).all():
-        return float("nan")
-    _, fp, tp = _cumulative(hist)
-    return float(np.sum(np.diff(tp, prepend=0) * (tp / (tp + fp))) / tp[-1])
+    fp, tp = _falling(hist)
+    found = np.diff(tp, prepend=0)
+    with np.errstate(invalid="ignore"):
+        area = (found * (tp / np.maximum(tp + fp, 1))).sum(-1) / tp[..., -1]
+    return _if_both(area, fp, tp)
 
 
-def roc_auc(hist: np.ndarray) -> float:
+def roc_auc(hist: np.ndarray) -> np.ndarray | float:
     """Probability that a foreground pixel scores above a background pixel, ties counting half.
 
     The area under the ROC curve (Hanley and McNeil 1982), within 1e-4 of `sklearn.metrics.roc_auc_score`.
-    NaN where a class is absent.
+    NaN where a class is absent. Takes histograms (..., 2, bins) and returns a value of each.
     """
-    if not hist.any(axis=1).all():
-        return float("nan")
-    _, fp, tp = _cumulative(hist)
-    return float(np.trapezoid(np.append(0, tp / tp[-1]), np.append(0, fp / fp[-1])))
+    fp, tp = _falling(hist)
+    before = tp - np.diff(tp, prepend=0)
+    with np.errstate(invalid="ignore"):
+        area = (np.diff(fp, prepend=0) * (tp + before)).sum(-1) / (2.0 * tp[..., -1] * fp[..., -1])
+    return _if_both(area, fp, tp)
 
 
 def curves(hist: np.ndarray, points: int = 500) -> pd.DataFrame:
@@ -124,7 +131,8 @@ def curves(hist: np.ndarray, points: int = 500) -> pd.DataFrame:
 
     At most `points` rows, evenly spaced along the two curves. Rates of an absent class are NaN.
     """
-    used, fp, tp = _cumulative(hist)
+    used = np.flatnonzero(hist.any(axis=0))[::-1]
+    fp, tp = np.cumsum(hist[:, used], axis=1)
     negatives, positives = hist.sum(axis=1)
     table = pd.DataFrame({"threshold": expit(used / PER_LOGIT + LOW), "precision": tp / (tp + fp)})
     table = table.assign(recall=tp / (positives or np.nan), fpr=fp / (negatives or np.nan))

@@ -25,8 +25,9 @@ from csamnet.paths import RESULTS
 CODE = {
     "train": ("images", "losses", "model", "data", "metrics", "evaluate", "train"),
     "evaluate": ("images", "model", "data", "instances", "metrics", "evaluate"),
+    "slide": ("images", "model", "data", "instances", "evaluate", "slides", "burden", "stream", "slide_jobs"),
 }
-"""The files whose change makes a training, or an evaluation, stale."""
+"""The files whose change makes a training, an evaluation or a slide's results stale."""
 
 SEEN = "images.json"
 """In a run folder: what it was trained on and selected on, split -> hash of an image's pixels -> its name."""

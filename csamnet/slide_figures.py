@@ -31,7 +31,7 @@ class Shown(NamedTuple):
     slide: Slide
     split: str  # that of its tiles
     folder: Path  # of results
-    summary: dict  # a row of `stream.run_slides`
+    summary: dict  # a row of `slide_jobs.run_slides`
     mpp: float | None  # of results
     threshold: float
     cancer: list[np.ndarray]  # annotated outlines (n, 2) of x, y in level 0; maybe none

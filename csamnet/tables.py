@@ -106,28 +106,24 @@ def place(hardware: dict) -> str:
 def against_paper(dataset: str, split: str = "test", results: Path | str | None = None, models: str = "CSAMNet") -> str:
     """The paper's scores beside ours on real data, pooled: mean and sd over seeds; or that it was not run.
 
-    Of the networks whose name begins with `models`; "" is all.
+    Of the networks whose name begins with `models` ("" is all), each by the profile with which it saw most pixels.
     """
-    names = [name for name in published(dataset)["model"] if name.startswith(models)]
-    runs: dict[str, dict[str, list[dict]]] = {name: {} for name in names}
     origins = published(dataset).set_index("model")["origin"].to_dict()
+    runs: dict[str, dict[tuple, list[dict]]] = {name: {} for name in origins if name.startswith(models)}
     for folder in find_runs(results or RESULTS, dataset=dataset):
         config, summary = read_config(folder), read_summary(folder, split)
         if summary and summary["data"]["kind"] == "real" and config.model.startswith(models):
-            runs.setdefault(config.model, {}).setdefault(config.profile, []).append(summary | {"run": read_run(folder)})
+            budget = config.steps * config.batch * config.tile**2, config.profile
+            runs.setdefault(config.model, {}).setdefault(budget, []).append(summary | {"run": read_run(folder)})
     rows = []
-    for model, profiles in runs.items():
-        paper = paper_scores(dataset, model)
-        rows += [
-            row
-            for profile, found in profiles.items()
-            for row in _rows(f"{model}, {profile}", found, paper, origins.get(model, ""))
-        ]
-        if not profiles:
-            rows += [
-                [model, TITLES[k], show(k, v), read_from(origins[model], k), "", "", "", "*not run*", ""]
-                for k, v in paper.items()
-            ]
+    for model, budgets in runs.items():
+        paper, origin = paper_scores(dataset, model), origins.get(model, "")
+        if budgets:
+            most = max(budgets)
+            rows += _rows(f"{model}, {most[1]}", budgets[most], paper, origin)
+        else:
+            told = [[TITLES[key], show(key, value), read_from(origin, key)] for key, value in paper.items()]
+            rows += [[model, *cells, "", "", "", "*not run*", ""] for cells in told]
     head = ["network, profile", "measure", "paper", "read from", "ours", "difference", "seeds", "status", "trained on"]
     return markdown(head, rows, "paper,ours,difference,seeds")
 

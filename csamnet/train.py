@@ -78,6 +78,7 @@ def train(
     ema = copy.deepcopy(network).requires_grad_(False)
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", fresh, network, ema, optimizer)
     history = checkpoint.load()
+    crops = typical_crops(atlas, config)
     if fabric.is_global_zero:
         write_json(folder / SEEN, {split: {s.pixels_sha256: s.name for s in of} for split, of in samples.items()})
         write_run(folder, config, card, fresh, fabric, history, network, status="training")
@@ -87,7 +88,7 @@ def train(
         started = time.perf_counter()
         row = train_epoch(fabric, model, network, ema, optimizer, atlas, config, epoch, tick)
         stop_on_nan(row["loss"], network, epoch, config, folder)
-        recalibrate(ema, atlas, config)
+        recalibrate(ema, crops, config)
         row |= score(fabric, ema, held_out, config) | {"seconds": time.perf_counter() - started}
         history.append(row)
         if fabric.is_global_zero:
@@ -192,16 +193,21 @@ def update_average(ema: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_([*ema.parameters()], [*network.parameters()], 1 - decay)
 
 
-def recalibrate(ema: nn.Module, atlas: Atlas, config: RunConfig) -> None:
-    """Measure the batch-norm statistics that belong to the averaged weights, on crops of the training images.
+def typical_crops(atlas: Atlas, config: RunConfig) -> list[Tensor]:
+    """Batches of training crops for `recalibrate`, the same ones in every epoch."""
+    generator = torch.Generator(atlas.device).manual_seed(config.seed)
+    batches = (atlas.crops(config, config.batch, generator)[0] for _ in range(min(12, config.steps_per_epoch)))
+    return [x.contiguous(memory_format=torch.channels_last) for x in batches]
+
+
+def recalibrate(ema: nn.Module, crops: list[Tensor], config: RunConfig) -> None:
+    """Measure the batch-norm statistics that belong to the averaged weights, on `typical_crops`.
 
     They are not averaged along: the released head moves its own by 3e-4 a step, which thousands of steps would
     not bring to their place.
     """
-    generator = torch.Generator(atlas.device).manual_seed(config.seed)
-    crops = [atlas.crops(config, config.batch, generator)[0] for _ in range(min(12, config.steps_per_epoch))]
-    with autocast(config.precision, atlas.device):
-        update_bn([x.contiguous(memory_format=torch.channels_last) for x in crops], ema)
+    with autocast(config.precision, crops[0].device):
+        update_bn(crops, ema)
 
 
 def stop_on_nan(loss: float, network: nn.Module, epoch: int, config: RunConfig, folder: Path) -> None:

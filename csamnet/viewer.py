@@ -35,8 +35,8 @@ from csamnet.readers.common import by_stem
 from csamnet.readers.slides import SUFFIXES
 from csamnet.samples import make_sample
 from csamnet.slide_figures import HEAT, RED, Shown
+from csamnet.slide_jobs import Options, run_slides
 from csamnet.slides import Slide
-from csamnet.stream import Options, run_slides
 from csamnet.tables import markdown
 
 TILE = 254  # pixels
@@ -92,7 +92,7 @@ def choose_slides(release: Path, prepared: Path, most: int) -> dict[Path, str]:
 def look(
     model: nn.Module, chosen: Mapping[Path, str], out: Path, *, mpp: float | None = None, at: float | None = None
 ) -> list[Shown]:
-    """Run `stream.run_slides` on `chosen` (path -> split), into `out`; what there is to show, without broken slides.
+    """Run `slide_jobs.run_slides` on `chosen` (path -> split), into `out`; what there is to show, but no broken slide.
 
     `mpp`: um per pixel of slides that do not say it; `at`: to work at, None for what the weights have learned from.
     Raises InputError where none is left.

@@ -26,7 +26,7 @@ MODULES = {p.relative_to(PACKAGE).as_posix()[:-3]: ast.parse(p.read_text()) for 
 ORDER = """
 files paths images manifest datasets download slides samples readers prepare config results model baselines losses
 data instances metrics evaluate complexity tables cards train inference compare architecture figures explorer
-notebooks gallery burden slide_figures stream viewer bench terminal cli_slide cli
+notebooks gallery burden stream slide_figures slide_jobs viewer bench terminal cli_slide cli
 """
 """Each file or folder of csamnet imports only from those before it."""
 
@@ -118,7 +118,7 @@ def code_lines(name: str) -> int:
 
 PAGES = {"figures", "architecture", "tables", "gallery", "notebooks", "explorer", "cards", "viewer", "slide_figures",
          "complexity", "compare", "bench"}  # fmt: skip
-SLIDES = {"slides", "stream", "burden", "cli_slide"}
+SLIDES = {"slides", "stream", "slide_jobs", "burden", "cli_slide"}
 
 
 def test_the_package_is_small():

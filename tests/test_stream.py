@@ -24,14 +24,17 @@ from test_slides import pyramid
 from tiny import discs
 from torch import nn
 
-from csamnet import burden, stream
+from csamnet import burden, slide_jobs, stream
 from csamnet.burden import STEPS, Frame, Nuclei
 from csamnet.config import RunConfig
 from csamnet.evaluate import predict_probability
 from csamnet.files import InputError, sha256_file
+from csamnet.inference import load
 from csamnet.instances import instances_from_probability, outlines
+from csamnet.model import CSAMNet, save_weights
+from csamnet.slide_jobs import Options, overview, run_slide, run_slides, share_slides
 from csamnet.slides import Slide
-from csamnet.stream import Clock, Grid, Network, Options, infer, run_slide, run_slides, stitch
+from csamnet.stream import Clock, Grid, Network, infer, stitch
 
 WHOLE = Options(at=0.5, whole=True, batch=3)
 
@@ -61,7 +64,7 @@ def whole(slide: Slide, model: Dark, **changes) -> np.ndarray:
 
 
 def frame(slide: Slide) -> Frame:
-    return stream.frame_of(slide, RunConfig(), WHOLE)
+    return slide_jobs.frame_of(slide, RunConfig(), WHOLE)
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (129, 500), (700, 131), (640, 1100), (90, 300), (60, 70)])
@@ -321,6 +324,66 @@ def test_broken_slides_and_those_of_others_do_not_stop_the_rest(tmp_path, model,
     assert "of another slide" in row["error"]
 
 
+def test_processes_share_a_folder_of_slides(tmp_path):
+    """Two processes do what one does, byte by byte; what cannot be read is told of, and the rest is done."""
+    torch.manual_seed(0)
+    model, weights = CSAMNet(8).eval(), tmp_path / "w.safetensors"
+    model.config = RunConfig(model="CSAMNet-XXS", tile=128, precision="fp32")
+    save_weights(model.state_dict(), weights, config=json.dumps(model.config.to_dict()))
+    slides = [pyramid(tmp_path / f"{i}.svs", [discs(i, 200, 260)[0]]) for i in range(3)]
+    slides[1].write_bytes(b"II*\0 and no more")
+    options = Options(at=0.5, whole=True, batch=2)
+    run_slides(load(weights, "cpu"), slides, tmp_path / "one", options)
+    ticks = []
+    rows = share_slides(
+        weights, slides, tmp_path / "two", options, device="cpu", devices=2, on_slide=lambda *t: ticks.append(t)
+    )
+    assert [row["status"] for row in rows] == ["done", "broken", "done"]
+    assert ticks == [(1, 3), (2, 3), (3, 3)]
+    for name in "02":
+        assert everything(tmp_path / "one" / name) == everything(tmp_path / "two" / name)
+    with pytest.raises(InputError, match="not so many devices"):
+        share_slides(weights, slides, tmp_path / "two", options, device="cpu", devices=os.cpu_count() + 1)
+
+
+def test_how_far_slides_are(tmp_path, model, path):
+    with pytest.raises(InputError, match="no slide was begun"):
+        overview(tmp_path)
+    run_slides(model, [path], tmp_path / "out", WHOLE)
+    other = tmp_path / "out" / "other"
+    other.mkdir()
+    job = json.loads((tmp_path / "out" / "slide" / "progress.json").read_text())
+    (other / "progress.json").write_text(json.dumps(job | {"status": "begun", "rows": 450}))
+    with filelock.FileLock(other / ".lock"):
+        assert overview(tmp_path / "out")["status"].to_list() == ["at work", "done"]
+    table = overview(tmp_path / "out").set_index("folder")
+    assert table["status"].to_dict() == {"other": "stopped", "slide": "done"}
+    assert table["done"].to_dict() == {"other": 0.5, "slide": 1}
+    assert table["nuclei"]["slide"] > 5
+    assert pd.read_csv(tmp_path / "out" / "slides.csv")["nuclei"][0] == table["nuclei"]["slide"]
+
+
+def test_flips_and_turns_are_those_of_the_evaluation(tmp_path, path):
+    class Left(Dark):
+        """What lies to the right makes a pixel darker, so that a flip changes it."""
+
+        def forward(self, x):
+            return super().forward(0.5 * x + 0.5 * torch.roll(x, 9, 3))
+
+    model, slide = Left().eval(), Slide(path)
+    run_slide(model, path, tmp_path / "tta", WHOLE._replace(tta=True))
+    found = zarr.open_array(tmp_path / "tta" / "probability.zarr", mode="r")[:] / STEPS
+    np.testing.assert_allclose(found, whole(slide, model, tta=True), atol=5.1e-5)
+    assert np.abs(found - whole(slide, model)).max() > 0.01
+
+
+def test_changed_code_makes_a_slide_stale(tmp_path, model, path, monkeypatch):
+    assert run_slide(model, path, tmp_path / "out", WHOLE)["status"] == "done"
+    assert run_slide(model, path, tmp_path / "out", WHOLE)["status"] == "already done"
+    monkeypatch.setattr(slide_jobs, "code_sha256", lambda *_: "other")
+    assert run_slide(model, path, tmp_path / "out", WHOLE)["status"] == "done"
+
+
 FORKS = """
 import os, sys, time, torch
 sys.path.insert(0, {tests!r})
@@ -328,7 +391,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 import csamnet.slide_figures
 from test_stream import Dark, WHOLE
-from csamnet.stream import run_slide
+from csamnet.slide_jobs import run_slide
 class Slow(Dark):
     def forward(self, x):
         time.sleep(0.02)

@@ -36,6 +36,7 @@ from csamnet.train import (
     seed_step,
     set_learning_rate,
     train,
+    typical_crops,
     update_average,
 )
 
@@ -351,7 +352,7 @@ def test_statistics_of_the_averaged_weights(tree, tmp_path):
     torch.manual_seed(0)
     config, model = settings(steps_per_epoch=3), CSAMNet(4).eval()
     atlas = Atlas(load_split(tree, "MoNuSeg", "train"), torch.device("cpu"), cache=tmp_path)
-    recalibrate(model, atlas, config)
+    recalibrate(model, typical_crops(atlas, config), config)
     generator = torch.Generator().manual_seed(config.seed)
     stage, means, variances = model.encoder[0], [], []
     for _ in range(3):

@@ -39,12 +39,12 @@ SMALL: dict[str, dict] = {
     "StarDist": {"width": 12, "depths": (1, 1, 1, 1)},
     "HoVer-Net": {"width": 8, "depths": (1, 1, 1, 1)},
     "DoubleU-Net": {"width": 8, "depths": (1, 1, 1, 1, 1)},
-    "CellPose": {"width": 8},
+    "CellPose": {"width": 6},
     "DCSAU-Net": {"width": 16, "levels": 4},
-    "CPP-Net": {"width": 8, "depths": (1, 1, 1, 1), "rays": 8},
+    "CPP-Net": {"width": 8, "depths": (1, 1, 1, 1), "rays": 4},
     "HoVer-NeXt": {"width": 24, "depths": (1, 1, 3, 1), "decoder": 128},
     "CellViT": {"dim": 48, "depth": 4, "heads": 4, "channels": (16, 32, 32, 40), "inner": (32, 32)},
-    "BIDCell": {"width": 8, "levels": 4},
+    "BIDCell": {"width": 6, "levels": 4},
     "CellViT-SAM": {"dim": 64, "depth": 8, "heads": 4, "channels": (8, 16, 32, 40), "inner": (32, 16), "window": 4},
 }
 """Name -> arguments of the size for the sample profile."""

@@ -1,0 +1,355 @@
+"""Slides as jobs: each leaves its results in a folder, goes on where it was stopped, and is not done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, replace
+from itertools import repeat
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import filelock
+import numpy as np
+import openslide
+import pandas as pd
+import torch
+import zarr
+from torch import nn
+
+from csamnet.burden import (
+    CHUNK,
+    STEPS,
+    Frame,
+    Nuclei,
+    annotated,
+    blocks_of,
+    burden,
+    inside_outside,
+    write_geojson,
+    write_mask,
+)
+from csamnet.config import RunConfig
+from csamnet.datasets import DATASETS
+from csamnet.evaluate import pick_device, pick_precision
+from csamnet.files import InputError, atomic, read_json, sha256_array, write_json
+from csamnet.inference import load, stems
+from csamnet.results import code_sha256
+from csamnet.slides import Slide
+from csamnet.stream import Clock, Grid, Network, infer
+
+TILE_BYTES = 1 << 28  # of a GPU's memory that a tile may take
+
+
+class Options(NamedTuple):
+    """What a user may ask for; see `csamnet slide --help`."""
+
+    mpp: float | None = None  # of slides that do not say it
+    at: float | None = None  # to work at; None: what the weights have learned from
+    region: tuple[int, int, int, int] | None = None  # x, y, width, height on level 0
+    whole: bool = False
+    batch: int | None = None
+    workers: int = 1
+    threshold: float | None = None
+    tta: bool = False  # mean over eight flips and turns; else as the weights' run did
+    min_area: int = 30
+
+
+def run_slides(model: nn.Module, paths: Sequence[Path | str], out: Path | str, options: Options, **hooks) -> list[dict]:
+    """Run slides one after another, each into `out/<stem>/`; a row a slide: slide, folder, status, and its summary.
+
+    A status is done, already done, or at work elsewhere; or for a slide that cannot be used `broken`, with its error.
+    """
+    weights, folders = _weights_sha256(model), [Path(out) / stem for stem in stems(paths)]
+    rows = [_row(model, Path(path), to, options, weights, **hooks) for path, to in zip(paths, folders, strict=True)]
+    write_overview(out)
+    return rows
+
+
+def share_slides(
+    name_or_path: Path | str,
+    paths: Sequence[Path | str],
+    out: Path | str,
+    options: Options,
+    *,
+    device: str = "auto",
+    devices: int = 2,
+    on_slide: Callable[[int, int], None] = lambda done, all_: None,
+) -> list[dict]:
+    """`run_slides` by as many processes as `devices`, each on one of its own; a process that is free takes a slide.
+
+    Raises InputError where there are not so many devices, and where a process is killed; what was done is kept.
+    """
+    weights, kind, context = _weights_sha256(load(name_or_path, "cpu")), pick_device(device).type, get_context("spawn")
+    most = torch.cuda.device_count() if kind == "cuda" else os.cpu_count()
+    if not 1 <= devices <= most:
+        raise InputError("there are not so many devices", expected=f"1 to {most}", found=devices)
+    numbers, folders, rows = context.SimpleQueue(), [Path(out) / stem for stem in stems(paths)], []
+    for number in range(devices):
+        numbers.put(number)
+    start = name_or_path, kind, max(1, os.cpu_count() // devices), numbers
+    try:
+        with ProcessPoolExecutor(devices, context, _start_worker, start) as pool:
+            jobs = pool.map(_shared, map(Path, paths), folders, repeat(options), repeat(weights))
+            for done, row in enumerate(jobs, 1):
+                rows.append(row)
+                on_slide(done, len(folders))
+    except BrokenProcessPool:
+        mend = "the same command goes on where they were; it may need fewer devices or smaller batches"
+        raise InputError("a process was killed, maybe for want of memory", path=out, mend=mend) from None
+    write_overview(out)
+    return rows
+
+
+def _start_worker(name_or_path: Path | str, kind: str, threads: int, numbers) -> None:
+    """Load the network into this process, on the device of its number."""
+    global _model
+    number = numbers.get()
+    if kind == "cuda":
+        torch.cuda.set_device(number)
+    torch.set_num_threads(threads)
+    _model = load(name_or_path, kind)
+
+
+def _shared(path: Path, folder: Path, options: Options, weights: str) -> dict:
+    return _row(_model, path, folder, options, weights)
+
+
+def _row(model: nn.Module, path: Path, folder: Path, options: Options, weights: str, **hooks) -> dict:
+    row = {"slide": str(path), "folder": str(folder)}
+    try:
+        return row | run_slide(model, path, folder, options, weights=weights, **hooks)
+    except InputError as error:
+        return row | {"status": "broken", "error": str(error)}
+
+
+def overview(out: Path | str) -> pd.DataFrame:
+    """A row a slide that was begun in `out`: `folder`, `status`, `done` (share of its rows), `seconds`, its summary.
+
+    A status is done, at work, or stopped. Raises InputError where there is no folder of a slide.
+    """
+    rows = []
+    for path in sorted(Path(out).glob("*/progress.json")):
+        job, summary = read_json(path), path.with_name("summary.csv")
+        row = {"folder": path.parent.name, "status": _status(job, path.parent), "seconds": job["seconds"]}
+        row["done"] = job["rows"] / job["settings"]["frame"]["height"]
+        rows.append(row | (pd.read_csv(summary).iloc[0].to_dict() if row["status"] == "done" else {}))
+    if not rows:
+        raise InputError("no slide was begun here", path=out, expected="folders that csamnet slide has written")
+    return pd.DataFrame(rows)
+
+
+def _status(job: dict, folder: Path) -> str:
+    if job["status"] == "done":
+        return "done"
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            return "stopped"
+    except filelock.Timeout:
+        return "at work"
+
+
+def write_overview(out: Path | str) -> None:
+    """`overview` as slides.csv beside the folders."""
+    if any(Path(out).glob("*/progress.json")):
+        with atomic(Path(out) / "slides.csv") as temporary:
+            overview(out).to_csv(temporary, index=False, float_format="%.6g")
+
+
+def run_slide(
+    model: nn.Module,
+    path: Path,
+    folder: Path,
+    options: Options,
+    *,
+    weights: str | None = None,
+    clock: Clock | None = None,
+    on_tile: Callable[[int, int], None] = lambda done, all_: None,
+) -> dict:
+    """Probability, nuclei, mask, burden, figures and summary of one slide in `folder`; returns the summary.
+
+    A folder that another process is working on is left alone; one that was stopped goes on where it was; one that
+    is finished is not done again, unless the slide, the weights or a setting has changed. Raises InputError where
+    the slide or its annotation cannot be read, its resolution is not known, or the folder is of another slide.
+    """
+    config = getattr(model, "config", RunConfig())
+    config = replace(config, tta=options.tta or config.tta)
+    config = config if options.threshold is None else replace(config, threshold=options.threshold)
+    slide = Slide(path, options.mpp)
+    frame = frame_of(slide, config, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            job = _begin(model, slide, frame, folder, config, options, weights or _weights_sha256(model))
+            if job["status"] != "done":
+                return {"status": "done"} | _work(
+                    model, slide, frame, folder, config, options, job, Clock() if clock is None else clock, on_tile
+                )
+            return {"status": "already done"} | pd.read_csv(folder / "summary.csv").iloc[0].to_dict()
+    except filelock.Timeout:
+        return {"status": "at work elsewhere"}
+
+
+def frame_of(slide: Slide, config: RunConfig, options: Options) -> Frame:
+    """The frame that is asked for. A plain image that does not say its resolution is taken as it is.
+
+    Raises InputError where the resolution of a slide is not known, and for a region that is not on the slide.
+    """
+    learned = DATASETS[config.dataset].mpp if config.dataset in DATASETS else None
+    plain = openslide.OpenSlide.detect_format(slide.path) is None
+    mpp = options.at or (None if plain and slide.mpp is None else learned)
+    scale = slide.scale(mpp)
+    x, y, width, height = options.region or (0, 0, *slide.size)
+    if min(x, y, width - 1, height - 1) < 0 or x + width > slide.size[0] or y + height > slide.size[1]:
+        expected = f"x,y,w,h within {slide.size[0]} x {slide.size[1]} pixels"
+        raise InputError("the region is not on the slide", path=slide.path, expected=expected, found=options.region)
+    size = (max(1, round(n / scale)) for n in (width, height))
+    return Frame((x, y), slide.offset, *size, scale, mpp or slide.mpp)
+
+
+def _weights_sha256(model: nn.Module) -> str:
+    hashes = {key: sha256_array(value.cpu().numpy()) for key, value in model.state_dict().items()}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def _begin(
+    model: nn.Module, slide: Slide, frame: Frame, folder: Path, config: RunConfig, options: Options, weights: str
+) -> dict:
+    """The state of a folder's job, from its progress.json where that is of the same job; what is stale is removed."""
+    device, path, file = next(model.parameters()).device, folder / "progress.json", slide.path.stat()
+    keys = ("tile", "overlap", "threshold", "tta")
+    settings = {key: getattr(config, key) for key in keys} | {"precision": pick_precision(config.precision, device)}
+    settings |= {"whole": options.whole, "min_area": options.min_area, "frame": asdict(frame), "weights": weights}
+    settings |= {"bytes": file.st_size, "changed": file.st_mtime_ns, "code": code_sha256("slide", config.model)}
+    identity = slide.identity
+    fingerprint = hashlib.sha256(json.dumps([identity, settings], sort_keys=True).encode()).hexdigest()
+    job = read_json(path) if path.exists() else {"identity": identity, "fingerprint": None}
+    if job["identity"] != identity:
+        raise InputError("a folder is of another slide", path=folder, mend="choose another --out")
+    for rest in [*folder.glob(".*"), *folder.glob(".nuclei/.*"), *folder.glob("probability.zarr/**/*.partial")]:
+        if rest.name not in (".lock", ".nuclei"):
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+    if job["fingerprint"] == fingerprint:
+        return job
+    for rest in folder.iterdir():
+        if rest.name != ".lock":
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+    _create(folder, frame)
+    batch = options.batch or fitting_batch(device, config.batch)
+    job = {"status": "begun", "identity": identity, "fingerprint": fingerprint, "batch": batch, "rows": 0, "seconds": 0}
+    write_json(path, job | {"settings": settings})
+    return read_json(path)
+
+
+def _create(folder: Path, frame: Frame) -> None:
+    """An empty array of probability. `scale_factor` tells readers of NetCDF conventions what a step is."""
+    zarr.create_array(
+        folder / "probability.zarr",
+        shape=(frame.height, frame.width),
+        chunks=(CHUNK, CHUNK),
+        dtype=np.uint16,
+        fill_value=0,
+        dimension_names=("y", "x"),
+        attributes={"scale_factor": 1 / STEPS, "mpp": frame.mpp, "level_0_pixels": frame.scale,
+                    "level_0_corner": frame.on_slide([[0, 0]])[0].tolist()},
+    )  # fmt: skip
+
+
+def fitting_batch(device: torch.device, batch: int) -> int:
+    """As many tiles as a GPU's free memory will hold, 64 at most; on a CPU 4, or fewer where the run took fewer."""
+    return min(64, max(1, torch.cuda.mem_get_info(device)[0] // TILE_BYTES)) if device.type == "cuda" else min(4, batch)
+
+
+def _work(
+    model: nn.Module,
+    slide: Slide,
+    frame: Frame,
+    folder: Path,
+    config: RunConfig,
+    options: Options,
+    job: dict,
+    clock: Clock,
+    on_tile: Callable[[int, int], None],
+) -> dict:
+    """Everything of a job that is not there yet. Its progress is kept after every CHUNK rows."""
+    began, before, cut = time.perf_counter(), job["seconds"], round(config.threshold * STEPS)
+    grid = Grid(frame, config.tile, config.overlap)
+    tissue, coarse = (np.ones((1, 1), bool), max(slide.size)) if options.whole else slide.tissue()
+    tiles = grid.tiles(tissue, coarse)
+
+    def keep(rows: int) -> None:
+        job.update(rows=rows, seconds=before + time.perf_counter() - began)
+        write_json(folder / "progress.json", job)
+
+    network, array = (
+        Network(model, config.tile, config.precision, config.tta),
+        zarr.open_array(folder / "probability.zarr"),
+    )
+    with clock("inference"):
+        if job["rows"] < frame.height:
+            infer(slide, network, grid, tiles, array, batch=job["batch"], start=job["rows"], clock=clock,
+                  on_rows=keep, on_tile=on_tile)  # fmt: skip
+    with clock("post-processing"):
+        blocks = blocks_of(tiles, grid.tile, frame)
+        find = Nuclei(folder, frame, folder.name, cut, options.min_area)
+        if options.workers > 1:
+            with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+                deque(pool.map(find, blocks), 0)
+        else:
+            deque(map(find, blocks), 0)
+        count = write_geojson(folder, blocks)
+        write_mask(folder, frame, cut)
+        fraction, foreground = burden(folder, frame, cut, tissue, coarse)
+    summary = _summary(slide, frame, fraction, foreground, count, frame.share_of(tissue, coarse))
+    cancer = annotated(xml) if (xml := slide.path.with_suffix(".xml")).exists() else []
+    summary |= inside_outside(fraction, frame, cancer) if cancer else {}
+    with clock("figures"):
+        _draw(slide, frame, folder, tissue, fraction, cancer)
+    keep(frame.height)
+    summary |= {"seconds": job["seconds"]}
+    with atomic(folder / "summary.csv") as temporary:
+        pd.DataFrame([summary]).to_csv(temporary, index=False, float_format="%.6g")
+    shutil.rmtree(folder / ".nuclei", ignore_errors=True)
+    write_json(folder / "progress.json", job | {"status": "done"})
+    return summary
+
+
+def _summary(slide: Slide, frame: Frame, fraction: np.ndarray, foreground: int, count: int, tissue: float) -> dict:
+    """One row on a slide; areas are NaN where the resolution is not known."""
+    mm2 = frame.width * frame.height * tissue * (frame.mpp or np.nan) ** 2 / 1e6
+    pixels = frame.width * frame.height * tissue
+    return {
+        "name": slide.path.name,
+        "mpp": frame.mpp,
+        "tissue_mm2": mm2,
+        "nuclei": count,
+        "nuclei_per_mm2": count / mm2 if mm2 else np.nan,
+        "area_fraction": foreground / pixels if pixels else np.nan,
+        "cells": int(np.count_nonzero(~np.isnan(fraction))),
+        "burden": float(np.nanmean(fraction)) if not np.isnan(fraction).all() else np.nan,
+    }
+
+
+def _draw(slide: Slide, frame: Frame, folder: Path, tissue: np.ndarray, fraction: np.ndarray, cancer: list) -> None:
+    """burden.npy, burden.csv and burden.png, and report.png."""
+    from csamnet.slide_figures import burden_map, report, save_png
+
+    with atomic(folder / "burden.npy") as temporary:
+        np.save(temporary, fraction)
+    rows, columns = np.nonzero(~np.isnan(fraction))
+    table = pd.DataFrame({"row": rows, "column": columns, "fraction": fraction[rows, columns]})
+    corners = frame.on_slide(np.stack([columns, rows], 1) * frame.cell)
+    with atomic(folder / "burden.csv") as temporary:
+        table.assign(x=corners[:, 0], y=corners[:, 1]).to_csv(temporary, index=False, float_format="%.6g")
+    outlines = [(points - slide.offset - frame.corner) / frame.scale for points in cancer]
+    picture, coarse = slide.thumbnail(), slide.coarseness()
+    save_png(burden_map(fraction, frame, outlines, slide.path.name), folder / "burden.png")
+    save_png(report(picture, coarse, tissue, frame, fraction, outlines, slide.path.name), folder / "report.png")
