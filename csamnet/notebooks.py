@@ -147,16 +147,16 @@ def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
     images = f"{counts['train']} training, {counts['val']} validation and {counts['test']} test images"
     seeds = sorted({len(folders) for name, folders in runs.items() if name != "Otsu"})
     many = " to ".join(map(str, seeds)) + " seed" + "s" * (seeds[-1] > 1)
-    small = (
-        " The rivals are of their small sizes, which have the same code."
-        if any(name.endswith("-small") for name in runs)
-        else ""
-    )
+    more = ""
+    if any(name.endswith("-small") for name in runs):
+        more += " The rivals are of their small sizes, which have the same code."
+    if kind == "sample":
+        more += " After so few steps a method may have learned next to nothing: the numbers show that the path works."
     methods = f"{len(runs)} method" + "s" * (len(runs) > 1)
     budget = f"{config.epochs} epochs of {config.steps_per_epoch} steps of {config.batch} crops of {config.tile} pixels"
     return (
         f"**{KINDS[kind].capitalize()}**, {config.dataset}: {images}; {methods}, {many} each; {budget}; "
-        f"trained on {places}.{small}"
+        f"trained on {places}.{more}"
     )
 
 

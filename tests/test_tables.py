@@ -7,6 +7,9 @@ import pandas as pd
 import pytest
 
 from csamnet import tables
+from csamnet.config import make_config
+from csamnet.files import write_json
+from csamnet.results import run_folder
 
 LESION = ("lesion", "lesions")
 CARD = {"name": "BUSI", "kind": "sample", "counts": {"train": 3, "val": 1, "test": 2}, "objects": {"train": 1200}}
@@ -120,3 +123,19 @@ def test_data_sets_that_were_not_run_say_so(tmp_path):
     text = tables.datasets_against_paper(tmp_path)
     assert text.count("*not run*") == 9
     assert "| PUMA | 206 | 97429 |" in text
+
+
+def test_of_several_budgets_the_largest_stands_beside_the_paper(tmp_path):
+    about = {"status": "done", "hardware": {"device": "cpu", "processor": "X", "threads": 1}}
+    for profile, miou in (("brief", 0.9), ("short", 0.7)):
+        config = make_config(profile)
+        folder = run_folder(config, tmp_path)
+        write_json(folder / "run.json", about | {"config": config.to_dict()})
+        pooled = {"miou": miou, "dice": 0.5, "ap": None, "auc": 0.5}
+        write_json(folder / "test" / "summary.json", {"pooled": pooled, "data": {"kind": "real", "name": "MoNuSeg"}})
+    text = tables.against_paper("MoNuSeg", results=tmp_path)
+    assert "| CSAMNet-S, short | mIoU | 80.31 % | print | 70.00 % | \N{MINUS SIGN}10.31 points | 1 |" in text
+    assert "| CSAMNet-S, short | AP | 0.9111 | print | undefined |" in text
+    assert "brief" not in text
+    assert "| CSAMNet-L | mIoU |" in text
+    assert text.count("*not run*") == 2
