@@ -34,7 +34,10 @@ def samples(
     from csamnet.datasets import get_dataset
     from csamnet.samples import make_sample
 
-    console.print(make_sample(get_dataset(name).name, out, seed=seed), soft_wrap=True)
+    name = get_dataset(name).name
+    with console.status(f"Painting a look-alike of {name}"):
+        folder = make_sample(name, out, seed=seed)
+    console.print(folder, soft_wrap=True)
 
 
 @command
@@ -146,7 +149,7 @@ def _setting(text: str) -> tuple[str, object]:
         raise InputError("a setting cannot be read", expected="--set KEY=VALUE", found=text)
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
 
 

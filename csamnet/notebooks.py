@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -263,6 +264,11 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
 
     if not Path(template).exists():
         raise InputError("there is no such notebook", path=template)
+    try:
+        content = nbformat.read(template, as_version=4)
+    except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as error:
+        expected = "a Jupyter notebook, such as notebooks/dataset.ipynb"
+        raise InputError("not a notebook", path=template, expected=expected, found=shorten(str(error), 80)) from None
     known = papermill.inspect_notebook(str(template))
     if unknown := sorted(parameters.keys() - known.keys()):
         expected, found = ", ".join(known), ", ".join(unknown)
@@ -274,7 +280,7 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
     }
     options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout}
     with atomic(out) as temporary:
-        nbformat.write(choose(nbformat.read(template, as_version=4), entry, measured), temporary)
+        nbformat.write(choose(content, entry, measured), temporary)
         try:
             papermill.execute_notebook(str(temporary), str(temporary), parameters | given, **options)
         except papermill.PapermillExecutionError as error:
