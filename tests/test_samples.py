@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from defusedxml import ElementTree
 from skimage.color import rgb2hed
 from skimage.draw import polygon
 from skimage.filters import threshold_otsu
+from tiny import digest, overlap
 
 from csamnet.files import InputError, read_json
 from csamnet.samples import histology, make_sample
@@ -20,11 +20,6 @@ from csamnet.samples import tissue as samples
 from csamnet.samples.tissue import LOOKS, ORGANS, STAINS, area, paint
 
 SMALL = {"train": 2, "test": 1, "size": 96}
-
-
-def digest(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def outlines(path: Path) -> list[np.ndarray]:
@@ -38,10 +33,6 @@ def draw(regions: list[np.ndarray], size: int) -> np.ndarray:
     for number, xy in enumerate(regions, 1):
         labels[polygon(xy[:, 1], xy[:, 0], labels.shape)] = number
     return labels
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return (a & b).sum() / (a | b).sum()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydicom import dcmread
 from scipy.ndimage import binary_dilation, binary_erosion, label
 from skimage.draw import polygon2mask
 from skimage.filters import threshold_otsu
+from tiny import digest, overlap
 
 from csamnet.datasets import DATASETS
 from csamnet.readers.ct import read_lidc
@@ -22,15 +22,6 @@ from csamnet.samples.ct import lidc
 
 LIDC = DATASETS["LIDC-IDRI"]
 SMALL = {"patients": 2, "slices": 2, "size": 64}
-
-
-def digest(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return (a & b).sum() / (a | b).sum()
 
 
 @pytest.fixture(scope="module")

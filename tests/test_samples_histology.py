@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections import Counter
@@ -17,6 +16,7 @@ import tifffile
 from scipy.io import loadmat
 from skimage.color import rgb2hed
 from skimage.filters import threshold_otsu
+from tiny import digest
 
 from csamnet.datasets import DATASETS
 from csamnet.files import read_json, write_json
@@ -28,11 +28,6 @@ FORMS = {  # maker, reader, settings of the tests
     "CPM17": (histology.cpm17, read_cpm17, {"train": 4, "test": 2, "size": 192}),
     "PUMA": (histology.puma, read_puma, {"primary": 2, "metastatic": 2}),
 }
-
-
-def digest(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def make(name: str, folder: Path, seed: int = 0, **settings) -> Path:

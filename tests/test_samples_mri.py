@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from scipy.io import loadmat
 from scipy.ndimage import center_of_mass, distance_transform_edt, gaussian_filter
 from skimage.draw import polygon
+from tiny import digest, overlap
 
 from csamnet.datasets import DATASETS
 from csamnet.readers.mri import KINDS, read_brain_mri, to_display
@@ -21,15 +21,6 @@ from csamnet.samples.mri import brain_mri, paint, smooth
 
 MRI = DATASETS["BrainTumorMRI"]
 SMALL = {"patients": 3, "slices": 2, "size": 64}
-
-
-def digest(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return (a & b).sum() / (a | b).sum()
 
 
 @pytest.fixture(scope="module")

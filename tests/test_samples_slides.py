@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2hed
 from skimage.draw import polygon
+from tiny import digest
 
 from csamnet.datasets import DATASETS
 from csamnet.readers.slides import read_bach, read_regions, read_slides
@@ -33,11 +33,6 @@ def house(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("house")
     in_house(folder, 0, size=768)
     return folder
-
-
-def digest(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def coarse(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

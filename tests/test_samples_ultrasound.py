@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +9,13 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
 from skimage.filters import threshold_otsu
+from tiny import digest, overlap
 
 from csamnet.datasets import DATASETS
 from csamnet.readers.ultrasound import read_dataset_b
 from csamnet.samples.ultrasound import dataset_b, speckle
 
 DATASET_B = DATASETS["DatasetB"]
-
-
-def digest(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return (a & b).sum() / (a | b).sum()
 
 
 def around(mask: np.ndarray) -> np.ndarray:

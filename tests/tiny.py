@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,14 @@ def settings(**changes) -> RunConfig:
     """A training of two epochs of two steps of two crops, by the smallest network."""
     short = {"epochs": 2, "steps_per_epoch": 2, "batch": 2}
     return make_config("sample", **short | changes)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Path below a folder -> hash of the file."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union."""
+    return (a & b).sum() / (a | b).sum()
