@@ -258,21 +258,30 @@ rule measured:
         "csamnet notebook {input.template} {output} -p dataset={wildcards.dataset}"
 
 
-SLIDES = config.get("slides")  # a folder of slides of one's own
-SLIDE_FILES = {path.stem: path for path in sorted(Path(SLIDES).iterdir()) if path.suffix.lower() in SUFFIXES} if SLIDES else {}
-SLIDES_OUT = config.get("out", "data/slides/own")
+SLIDES, SLIDES_OUT = config.get("slides"), config.get("out", "data/slides/own")
+
+
+def slide_files():
+    """Stem -> file, of a folder of slides of one's own."""
+    files = [path for path in sorted(Path(SLIDES or ".").glob("*")) if path.suffix.lower() in SUFFIXES]
+    named = {path.stem: path for path in files}
+    if not SLIDES or not files:
+        raise WorkflowError(f"name a folder of slides, slides=FOLDER; there is none in {SLIDES!r}")
+    if len(named) < len(files) or any(set(stem) & set("{}") for stem in named):
+        raise WorkflowError(f"slides in {SLIDES} need names that differ before the suffix, without braces")
+    return named
 
 
 rule many_slides:
     input:
-        expand(f"{SLIDES_OUT}/{{stem}}/summary.csv", stem=SLIDE_FILES),
+        lambda wildcards: [f"{SLIDES_OUT}/{stem}/summary.csv" for stem in slide_files()],
     shell:
         "csamnet progress {SLIDES_OUT:q}"
 
 
 rule slide:
     input:
-        lambda wildcards: SLIDE_FILES[wildcards.stem],
+        lambda wildcards: slide_files()[wildcards.stem],
     output:
         update(f"{SLIDES_OUT}/{{stem}}/summary.csv"),
     params:

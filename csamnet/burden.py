@@ -6,6 +6,7 @@ import json
 import struct
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +18,10 @@ import tifffile
 import zarr
 from scipy import ndimage
 
-from csamnet.files import InputError, atomic, write_text
+from csamnet.files import InputError, atomic, printable, write_text
 from csamnet.instances import detection, instances_from_probability, outlines
 from csamnet.metrics import roc_auc, score_histogram
-from csamnet.readers.common import read_outlines
+from csamnet.readers.common import is_drawable, read_outlines
 from csamnet.readers.slides import read_regions
 
 STEPS = 10_000
@@ -167,7 +168,7 @@ def write_mask(folder: Path, frame: Frame, cut: int) -> None:
     """
     array = zarr.open_array(folder / "probability.zarr", mode="r")
     levels: list = [array]
-    with TemporaryDirectory(prefix=".", dir=folder) as scratch:
+    with TemporaryDirectory(prefix=".mask.ome.", dir=folder) as scratch:
         while max(levels[-1].shape) > 2 * CHUNK:
             levels.append(_reduced(levels[-1], cut if len(levels) == 1 else None, Path(scratch, str(len(levels)))))
         _write_levels(folder, levels, frame, cut)
@@ -175,9 +176,9 @@ def write_mask(folder: Path, frame: Frame, cut: int) -> None:
 
 def _write_levels(folder: Path, levels: Sequence, frame: Frame, cut: int) -> None:
     options = {"dtype": np.uint8, "tile": (CHUNK, CHUNK), "compression": "zlib", "photometric": "minisblack"}
-    about, first = {"axes": "YX", "Name": folder.name}, {"subifds": len(levels) - 1}
+    about, first = {"axes": "YX", "Name": printable(folder.name)}, {"subifds": len(levels) - 1}
     about["UUID"] = str(
-        uuid.uuid5(uuid.NAMESPACE_URL, f"csamnet/{folder.name}/{frame}/{cut}")
+        uuid.uuid5(uuid.NAMESPACE_URL, f"csamnet/{printable(folder.name)}/{frame}/{cut}")
     )  # else the hour is in it
     if frame.mpp:
         about |= {"PhysicalSizeX": frame.mpp, "PhysicalSizeXUnit": "µm"}
@@ -258,13 +259,12 @@ def burden(folder: Path, frame: Frame, cut: int, tissue: np.ndarray, coarse: flo
 def annotated(path: Path) -> list[np.ndarray]:
     """Outlines (n, 2: x, y at level 0) of cancer in a slide's Aperio XML: all regions, unless it names their classes.
 
-    Raises InputError for what is no Aperio XML.
+    Without those that cannot be drawn. Raises InputError for what is no Aperio XML.
     """
-    everything = read_outlines(path)
-    try:
-        return [outline for number, outline in read_regions(path) if number > 1]
-    except InputError:
-        return everything
+    outlines = read_outlines(path)
+    with suppress(InputError):  # of annotations without classes
+        outlines = [outline for number, outline in read_regions(path) if number > 1]
+    return [outline for outline in outlines if is_drawable(outline)]
 
 
 def inside_outside(fraction: np.ndarray, frame: Frame, cancer: Sequence[np.ndarray]) -> dict[str, float]:
@@ -275,7 +275,7 @@ def inside_outside(fraction: np.ndarray, frame: Frame, cancer: Sequence[np.ndarr
     tops, lefts = (np.arange(n) * frame.cell for n in fraction.shape)
     x0, y0 = frame.on_slide(np.stack(np.broadcast_arrays(lefts, tops[:, None]), -1).reshape(-1, 2)).T
     x1, y1 = x0 + frame.cell * frame.scale, y0 + frame.cell * frame.scale
-    region = shapely.union_all([shapely.make_valid(shapely.Polygon(points)) for points in cancer if len(points) > 2])
+    region = shapely.union_all([shapely.make_valid(shapely.Polygon(points)) for points in cancer])
     share = shapely.area(shapely.intersection(shapely.box(x0, y0, x1, y1), region)) / ((x1 - x0) * (y1 - y0))
     known = ~np.isnan(fraction)
     value, inside = fraction[known], share.reshape(fraction.shape)[known] >= 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,7 @@ def slide(
     A plain image that does not say its resolution is taken in its own pixels, unless --mpp says it.
     """
     from csamnet.inference import load
-    from csamnet.slide_jobs import Options, run_slides, share_slides
+    from csamnet.slide_jobs import Options, run_slides, share_slides, write_overview
 
     options = Options(mpp, at, _region(region), whole, batch, workers, threshold, tta)
     with bar("Slides" if devices > 1 else "Tiles") as tick:
@@ -59,6 +60,7 @@ def slide(
             complain(row["error"])
         else:
             console.print(f"{row['folder']}: {row['status']}{_counts(row)}", soft_wrap=True)
+    write_overview(out)
     if any(row["status"] == "broken" for row in rows):
         raise typer.Exit(2)
 
@@ -73,10 +75,13 @@ def progress(out: Annotated[Path, typer.Argument(help="Folder that csamnet slide
         values = [(row.get(key, float("nan")), form) for key, form in columns.items()]
         table.add_row(row["folder"], row["status"], *["" if v != v else f"{v:{form}}" for v, form in values])
     console.print(table)
-    write_overview(out)
+    with suppress(OSError):  # of another user
+        write_overview(out)
 
 
 def _counts(row: dict) -> str:
+    if row.get("cells") == 0:
+        return "; no tissue was found: --whole takes all for it"
     return f"; {row['nuclei']:,} nuclei, {row['tissue_mm2']:.3g} mm2 of tissue" if "nuclei" in row else ""
 
 

@@ -72,6 +72,11 @@ def read_json(path: Path | str) -> dict:
     return content
 
 
+def printable(name: str) -> str:
+    """A file name that is no valid UTF-8 as one that can be written down."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def sha256_file(path: Path | str) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

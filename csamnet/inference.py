@@ -157,7 +157,7 @@ def write_prediction(
 def stems(paths: Sequence[Path | str]) -> list[str]:
     """A name for each path: its stem, with -2, -3, ... where a name (in whatever case) is taken."""
     names: dict[str, str] = {}
-    for stem in (Path(path).stem for path in paths):
+    for stem in (Path(path).stem if Path(path).stem.strip(".") else Path(path).name for path in paths):
         numbered = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
         name = next(name for name in numbered if name.casefold() not in names)
         names[name.casefold()] = name

@@ -40,13 +40,17 @@ from csamnet.burden import (
 from csamnet.config import RunConfig
 from csamnet.datasets import DATASETS
 from csamnet.evaluate import pick_device, pick_precision
-from csamnet.files import InputError, atomic, read_json, sha256_array, write_json
+from csamnet.files import InputError, atomic, printable, read_json, sha256_array, sha256_file, write_json
 from csamnet.inference import load, stems
 from csamnet.results import code_sha256
 from csamnet.slides import Slide
 from csamnet.stream import Clock, Grid, Network, infer
 
 TILE_BYTES = 1 << 28  # of a GPU's memory that a tile may take
+RESULTS = ("probability.zarr", "nuclei.geojson", "mask.ome.tiff", "burden.npy", "burden.csv", "burden.png",
+           "report.png", "summary.csv")  # fmt: skip
+OURS = {*RESULTS, "progress.json", ".nuclei"}
+"""All that is ever removed from a slide's folder, besides files that were being written when a job was stopped."""
 
 
 class Options(NamedTuple):
@@ -68,10 +72,19 @@ def run_slides(model: nn.Module, paths: Sequence[Path | str], out: Path | str, o
 
     A status is done, already done, or at work elsewhere; or for a slide that cannot be used `broken`, with its error.
     """
+    check(options, out)
     weights, folders = _weights_sha256(model), [Path(out) / stem for stem in stems(paths)]
-    rows = [_row(model, Path(path), to, options, weights, **hooks) for path, to in zip(paths, folders, strict=True)]
-    write_overview(out)
-    return rows
+    return [_row(model, Path(path), to, options, weights, **hooks) for path, to in zip(paths, folders, strict=True)]
+
+
+def check(options: Options, out: Path | str) -> None:
+    """Raises InputError for an impossible resolution, and where the results cannot have a folder."""
+    for key in ("mpp", "at"):
+        value = getattr(options, key)
+        if value is not None and not 0.02 <= value <= 20:
+            raise InputError(f"--{key} cannot be used", expected="0.02 to 20 micrometres a pixel", found=value)
+    if Path(out).exists() and not Path(out).is_dir():
+        raise InputError("the results need a folder", path=out, found="a file", mend="choose another --out")
 
 
 def share_slides(
@@ -88,6 +101,7 @@ def share_slides(
 
     Raises InputError where there are not so many devices, and where a process is killed; what was done is kept.
     """
+    check(options, out)
     weights, kind, context = _weights_sha256(load(name_or_path, "cpu")), pick_device(device).type, get_context("spawn")
     most = torch.cuda.device_count() if kind == "cuda" else os.cpu_count()
     if not 1 <= devices <= most:
@@ -105,7 +119,6 @@ def share_slides(
     except BrokenProcessPool:
         mend = "the same command goes on where they were; it may need fewer devices or smaller batches"
         raise InputError("a process was killed, maybe for want of memory", path=out, mend=mend) from None
-    write_overview(out)
     return rows
 
 
@@ -129,19 +142,26 @@ def _row(model: nn.Module, path: Path, folder: Path, options: Options, weights: 
         return row | run_slide(model, path, folder, options, weights=weights, **hooks)
     except InputError as error:
         return row | {"status": "broken", "error": str(error)}
+    except OSError as error:
+        return row | {"status": "broken", "error": f"{error.strerror or error}\n  file: {error.filename or path}"}
 
 
 def overview(out: Path | str) -> pd.DataFrame:
     """A row a slide that was begun in `out`: `folder`, `status`, `done` (share of its rows), `seconds`, its summary.
 
-    A status is done, at work, or stopped. Raises InputError where there is no folder of a slide.
+    A status is done, at work, stopped or unreadable. Raises InputError where there is no folder of a slide.
     """
     rows = []
     for path in sorted(Path(out).glob("*/progress.json")):
-        job, summary = read_json(path), path.with_name("summary.csv")
-        row = {"folder": path.parent.name, "status": _status(job, path.parent), "seconds": job["seconds"]}
+        row = {"folder": path.parent.name, "status": "unreadable"}
+        try:
+            job = read_job(path)
+        except InputError:
+            rows.append(row)
+            continue
+        row |= {"status": _status(job, path.parent), "seconds": job["seconds"]}
         row["done"] = job["rows"] / job["settings"]["frame"]["height"]
-        rows.append(row | (pd.read_csv(summary).iloc[0].to_dict() if row["status"] == "done" else {}))
+        rows.append(row | ((read_summary(path.parent) or {}) if row["status"] == "done" else {}))
     if not rows:
         raise InputError("no slide was begun here", path=out, expected="folders that csamnet slide has written")
     return pd.DataFrame(rows)
@@ -153,8 +173,33 @@ def _status(job: dict, folder: Path) -> str:
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             return "stopped"
-    except filelock.Timeout:
+    except (filelock.Timeout, OSError):  # or it is another user's
         return "at work"
+
+
+def read_job(path: Path) -> dict:
+    """A slide's progress.json. Raises InputError where it is not as it was written."""
+    try:
+        job = read_json(path)
+        height = job["settings"]["frame"]["height"]
+        known = {"status", "identity", "fingerprint"} <= job.keys()
+        sound = known and 0 <= job["rows"] <= height and min(height, job["batch"]) > 0 and job["seconds"] >= 0
+    except (InputError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        mend = "remove this file and the results beside it: the slide is then done anew"
+        raise InputError("the progress of a slide cannot be read", path=path, mend=mend)
+    return job
+
+
+def read_summary(folder: Path) -> dict | None:
+    """The row of a slide's summary.csv; None where there is none, or it is damaged."""
+    try:
+        row = pd.read_csv(folder / "summary.csv").iloc[0].to_dict()
+        float(row["nuclei"]), float(row["tissue_mm2"])
+    except (OSError, ValueError, LookupError):
+        return None
+    return row
 
 
 def write_overview(out: Path | str) -> None:
@@ -187,13 +232,13 @@ def run_slide(
     frame = frame_of(slide, config, options)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
+        with filelock.FileLock(folder / ".lock", timeout=1):  # `overview` takes it for a moment
             job = _begin(model, slide, frame, folder, config, options, weights or _weights_sha256(model))
             if job["status"] != "done":
                 return {"status": "done"} | _work(
                     model, slide, frame, folder, config, options, job, Clock() if clock is None else clock, on_tile
                 )
-            return {"status": "already done"} | pd.read_csv(folder / "summary.csv").iloc[0].to_dict()
+            return {"status": "already done"} | read_summary(folder)
     except filelock.Timeout:
         return {"status": "at work elsewhere"}
 
@@ -205,7 +250,7 @@ def frame_of(slide: Slide, config: RunConfig, options: Options) -> Frame:
     """
     learned = DATASETS[config.dataset].mpp if config.dataset in DATASETS else None
     plain = openslide.OpenSlide.detect_format(slide.path) is None
-    mpp = options.at or (None if plain and slide.mpp is None else learned)
+    mpp = (None if plain and slide.mpp is None else learned) if options.at is None else options.at
     scale = slide.scale(mpp)
     x, y, width, height = options.region or (0, 0, *slide.size)
     if min(x, y, width - 1, height - 1) < 0 or x + width > slide.size[0] or y + height > slide.size[1]:
@@ -229,24 +274,44 @@ def _begin(
     settings = {key: getattr(config, key) for key in keys} | {"precision": pick_precision(config.precision, device)}
     settings |= {"whole": options.whole, "min_area": options.min_area, "frame": asdict(frame), "weights": weights}
     settings |= {"bytes": file.st_size, "changed": file.st_mtime_ns, "code": code_sha256("slide", config.model)}
-    identity = slide.identity
+    identity, xml = slide.identity, slide.path.with_suffix(".xml")
+    annotation = sha256_file(xml) if xml.is_file() else ""
     fingerprint = hashlib.sha256(json.dumps([identity, settings], sort_keys=True).encode()).hexdigest()
-    job = read_json(path) if path.exists() else {"identity": identity, "fingerprint": None}
+    job = read_job(path) if path.exists() else {"identity": identity, "fingerprint": None}
     if job["identity"] != identity:
-        raise InputError("a folder is of another slide", path=folder, mend="choose another --out")
-    for rest in [*folder.glob(".*"), *folder.glob(".nuclei/.*"), *folder.glob("probability.zarr/**/*.partial")]:
-        if rest.name not in (".lock", ".nuclei"):
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-    if job["fingerprint"] == fingerprint:
+        expected, found = f"results of {slide.path}", "those of another slide, or of a file that was replaced"
+        mend = "choose another --out, or remove the folder"
+        raise InputError("a folder is of another slide", path=folder, expected=expected, found=found, mend=mend)
+    _sweep(folder, kept=path.exists())
+    if job["fingerprint"] == fingerprint and (folder / "probability.zarr").exists():
+        whole = all((folder / name).exists() for name in RESULTS) and read_summary(folder)
+        if job["annotation"] != annotation or not whole:
+            job |= {"status": "begun", "annotation": annotation}
         return job
-    for rest in folder.iterdir():
-        if rest.name != ".lock":
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
+    for name in OURS:
+        _remove(folder / name)
     _create(folder, frame)
     batch = options.batch or fitting_batch(device, config.batch)
-    job = {"status": "begun", "identity": identity, "fingerprint": fingerprint, "batch": batch, "rows": 0, "seconds": 0}
-    write_json(path, job | {"settings": settings})
+    job = {"status": "begun", "identity": identity, "fingerprint": fingerprint, "annotation": annotation}
+    job |= {"batch": batch, "rows": 0, "seconds": 0, "settings": settings}
+    write_json(path, job)
     return read_json(path)
+
+
+def _sweep(folder: Path, *, kept: bool) -> None:
+    """Remove what a kill left half-written. Raises InputError for a folder that is not one of ours."""
+    temporary = [path for name in OURS for path in folder.glob(f".{Path(name).stem}.*")]
+    strange = {path.name for path in folder.iterdir()} - OURS - {".lock"} - {path.name for path in temporary}
+    if strange and not kept:
+        expected, found = "none of this name, or one that csamnet slide has written", ", ".join(sorted(strange))
+        mend = "choose another --out"
+        raise InputError("a folder holds other things", path=folder, expected=expected, found=found, mend=mend)
+    for path in [*temporary, *folder.glob(".nuclei/.*"), *folder.glob("probability.zarr/**/*.partial")]:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _create(folder: Path, frame: Frame) -> None:
@@ -281,6 +346,7 @@ def _work(
 ) -> dict:
     """Everything of a job that is not there yet. Its progress is kept after every CHUNK rows."""
     began, before, cut = time.perf_counter(), job["seconds"], round(config.threshold * STEPS)
+    cancer = annotated(xml) if (xml := slide.path.with_suffix(".xml")).exists() else []
     grid = Grid(frame, config.tile, config.overlap)
     tissue, coarse = (np.ones((1, 1), bool), max(slide.size)) if options.whole else slide.tissue()
     tiles = grid.tiles(tissue, coarse)
@@ -299,7 +365,7 @@ def _work(
                   on_rows=keep, on_tile=on_tile)  # fmt: skip
     with clock("post-processing"):
         blocks = blocks_of(tiles, grid.tile, frame)
-        find = Nuclei(folder, frame, folder.name, cut, options.min_area)
+        find = Nuclei(folder, frame, printable(folder.name), cut, options.min_area)
         if options.workers > 1:
             with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
                 deque(pool.map(find, blocks), 0)
@@ -309,7 +375,6 @@ def _work(
         write_mask(folder, frame, cut)
         fraction, foreground = burden(folder, frame, cut, tissue, coarse)
     summary = _summary(slide, frame, fraction, foreground, count, frame.share_of(tissue, coarse))
-    cancer = annotated(xml) if (xml := slide.path.with_suffix(".xml")).exists() else []
     summary |= inside_outside(fraction, frame, cancer) if cancer else {}
     with clock("figures"):
         _draw(slide, frame, folder, tissue, fraction, cancer)

@@ -53,7 +53,7 @@ class Slide:
     def identity(self) -> str:
         """The same for all files of one slide, such as those of a DICOM series."""
         about = self._slide.properties if self._slide else {}
-        return about.get("openslide.quickhash-1", str(self.path))
+        return about.get("openslide.quickhash-1", str(self.path.resolve()))
 
     def scale(self, mpp: float | None) -> float:
         """Pixels of level 0 per pixel at `mpp` (None: 1). Raises InputError where the resolution is not known."""
@@ -134,7 +134,7 @@ class Slide:
         return canvas
 
     def _broken(self, error: Exception) -> InputError:
-        found = error if self.path.is_file() else "nothing"
+        found = error if self.path.is_file() else "a folder" if self.path.is_dir() else "nothing"
         expected, mend = "a slide that OpenSlide reads, or a plain image", "copy or fetch it again"
         return InputError("a slide cannot be read", path=self.path, expected=expected, found=found, mend=mend)
 

@@ -104,7 +104,7 @@ def look(
         elif "burden" in row:
             xml, folder = path.with_suffix(".xml"), Path(row["folder"])
             used = zarr.open_array(folder / "probability.zarr", mode="r").attrs["mpp"]
-            cancer = [points for points in (annotated(xml) if xml.exists() else []) if len(points) > 2]
+            cancer = annotated(xml) if xml.exists() else []
             found.append(Shown(Slide(path, mpp), split, folder, row, used, model.config.threshold, cancer))
     if not found:
         raise InputError("there is no slide to show: all are broken, or at work elsewhere", path=out)

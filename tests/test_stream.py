@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from csamnet.files import InputError, sha256_file
 from csamnet.inference import load
 from csamnet.instances import instances_from_probability, outlines
 from csamnet.model import CSAMNet, save_weights
-from csamnet.slide_jobs import Options, overview, run_slide, run_slides, share_slides
+from csamnet.slide_jobs import Options, overview, run_slide, run_slides, share_slides, write_overview
 from csamnet.slides import Slide
 from csamnet.stream import Clock, Grid, Network, infer, stitch
 
@@ -360,7 +361,10 @@ def test_how_far_slides_are(tmp_path, model, path):
     assert table["status"].to_dict() == {"other": "stopped", "slide": "done"}
     assert table["done"].to_dict() == {"other": 0.5, "slide": 1}
     assert table["nuclei"]["slide"] > 5
-    assert pd.read_csv(tmp_path / "out" / "slides.csv")["nuclei"][0] == table["nuclei"]["slide"]
+    write_overview(tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out" / "slides.csv")["nuclei"].max() == table["nuclei"]["slide"]
+    (other / "progress.json").write_text("{}")
+    assert overview(tmp_path / "out")["status"].to_list() == ["unreadable", "done"]
 
 
 def test_flips_and_turns_are_those_of_the_evaluation(tmp_path, path):
@@ -382,6 +386,68 @@ def test_changed_code_makes_a_slide_stale(tmp_path, model, path, monkeypatch):
     assert run_slide(model, path, tmp_path / "out", WHOLE)["status"] == "already done"
     monkeypatch.setattr(slide_jobs, "code_sha256", lambda *_: "other")
     assert run_slide(model, path, tmp_path / "out", WHOLE)["status"] == "done"
+
+
+def test_only_our_own_files_are_ever_removed(tmp_path, model, path):
+    """A folder of a slide's name may hold the slide itself."""
+    own = path.with_suffix("") / path.name
+    own.parent.mkdir()
+    path.rename(own)
+    (row,) = run_slides(model, [own], tmp_path, WHOLE)
+    assert row["status"] == "broken"
+    assert "holds other things" in row["error"]
+    assert own.exists()
+    (row,) = run_slides(model, [own], tmp_path / "out", WHOLE)
+    (tmp_path / "out" / "slide" / "notes.txt").write_text("kept")
+    (row,) = run_slides(model, [own], tmp_path / "out", WHOLE._replace(threshold=0.7))
+    assert row["status"] == "done"
+    assert (tmp_path / "out" / "slide" / "notes.txt").exists()
+
+
+def test_what_is_missing_or_new_is_made_up_for(tmp_path, model, path):
+    folder = tmp_path / "out"
+    once = run_slide(model, path, folder, WHOLE)
+    for name in ("mask.ome.tiff", "summary.csv", "probability.zarr/zarr.json"):
+        (folder / name).unlink()
+        if name.startswith("prob"):
+            shutil.rmtree(folder / "probability.zarr")
+        assert run_slide(model, path, folder, WHOLE)["status"] == "done"
+        assert (folder / name).exists()
+    (folder / "summary.csv").write_text("name\n")
+    assert run_slide(model, path, folder, WHOLE)["nuclei"] == once["nuclei"]
+    path.with_suffix(".xml").write_text(REGION.format("nan") + REGION.format(100))
+    with pytest.raises(InputError, match="annotation"):
+        run_slide(model, path, folder, WHOLE)
+    path.with_suffix(".xml").write_text(f"<Annotations>{REGION.format('nan')}{REGION.format(100)}</Annotations>")
+    assert run_slide(model, path, folder, WHOLE)["burden_inside"] > 0
+    assert run_slide(model, path, folder, WHOLE)["status"] == "already done"
+
+
+REGION = """<Annotation><Regions><Region><Vertices><Vertex X="{}" Y="100"/><Vertex X="700" Y="100"/>
+<Vertex X="700" Y="800"/><Vertex X="100" Y="800"/></Vertices></Region></Regions></Annotation>"""
+
+
+@pytest.mark.parametrize(
+    "job",
+    ["[]", "{}", '{"status": "done"}', None, {"rows": "x"}, {"rows": 10**9}, {"seconds": None}, {"batch": 0}],
+)
+def test_a_damaged_job_says_how_to_mend_it(tmp_path, model, path, job):
+    run_slide(model, path, tmp_path / "out", WHOLE)
+    file = tmp_path / "out" / "progress.json"
+    file.write_text(
+        job if isinstance(job, str) else json.dumps(json.loads(file.read_text()) | (job or {"settings": {}}))
+    )
+    with pytest.raises(InputError, match=r"remove this file"):
+        run_slide(model, path, tmp_path / "out", WHOLE)
+    assert overview(tmp_path)["status"].to_list() == ["unreadable"]
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e9, 1e-9])
+@pytest.mark.parametrize("key", ["mpp", "at"])
+def test_impossible_resolutions(tmp_path, model, path, key, value):
+    with pytest.raises(InputError, match=rf"--{key} cannot be used"):
+        run_slides(model, [path], tmp_path / "out", WHOLE._replace(**{key: value}))
+    assert not (tmp_path / "out").exists()
 
 
 FORKS = """
