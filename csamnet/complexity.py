@@ -101,18 +101,19 @@ def throughput(
 ) -> dict[str, float]:
     """Images per second at the best of `batches`, and that batch.
 
-    Stops at the first batch that is more than a tenth slower than the best, or that does not fit on the GPU.
+    Stops after two batches in a row that bring less than 2 %, and at one that does not fit on the GPU.
     """
-    best = {"images_per_s": 0.0, "batch": 0}
+    best, idle = {"images_per_s": 0.0, "batch": 0}, 0
     for batch in batches:
         try:
             timed = latency(model, size, device, batch=batch, precision=precision, runs=runs, warmup=2)
         except torch.OutOfMemoryError:
             break
         rate = batch / timed["seconds"]
+        idle = 0 if rate > 1.02 * best["images_per_s"] else idle + 1
         if rate > best["images_per_s"]:
             best = {"images_per_s": rate, "batch": batch}
-        elif rate < 0.9 * best["images_per_s"]:
+        if idle == 2:
             break
     return best
 
