@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -147,6 +148,16 @@ def test_on_a_gpu():
     assert throughput(CSAMNet(4), "cuda", size=128, batches=(1, 2))["batch"] in (1, 2)
 
 
+def process_of(*_) -> int:
+    return os.getpid()
+
+
+def test_each_network_is_measured_in_a_process_of_its_own(monkeypatch):
+    """Else its memory would hold what the one before it left."""
+    monkeypatch.setattr(module, "_measured", process_of)
+    assert module._apart("CSAMNet-S", "cpu") != os.getpid()
+
+
 def test_costs_are_measured_once_and_kept(tmp_path, monkeypatch):
     calls = []
 
@@ -156,6 +167,7 @@ def test_costs_are_measured_once_and_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "latency", timed)
     monkeypatch.setattr(module, "throughput", lambda *_, **__: {"images_per_s": 4.0, "batch": 2})
+    monkeypatch.setattr(module, "_apart", module._measured)
     path = module.measure_costs(["CSAMNet-S"], tmp_path, "cpu", say=str)
     assert path == module.measure_costs(["CSAMNet-S", "DCSAU-Net"], tmp_path, "cpu", say=str)
     assert calls == [256, 1024] * 2, "what is there is not measured again"
