@@ -4,6 +4,7 @@
 #   snakemake many_slides --cores all --resources gpu=1 --config slides=FOLDER [weights=MoNuSeg] [out=DIR] [options="--mpp 0.25"]
 # A job is run again when a hash among its parameters has changed: of configuration, data or code, never of a date.
 
+from functools import cache
 from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
@@ -261,6 +262,7 @@ rule measured:
 SLIDES, SLIDES_OUT = config.get("slides"), config.get("out", "data/slides/own")
 
 
+@cache
 def slide_files():
     """Stem -> file, of a folder of slides of one's own."""
     files = [path for path in sorted(Path(SLIDES or ".").glob("*")) if path.suffix.lower() in SUFFIXES]

@@ -256,11 +256,19 @@ def burden(folder: Path, frame: Frame, cut: int, tissue: np.ndarray, coarse: flo
     return np.where(held >= 0.25, fraction, np.nan).astype(np.float32), int(count.sum())
 
 
-def annotated(path: Path) -> list[np.ndarray]:
+def annotation(slide: Path) -> Path | None:
+    """The XML beside a slide, if there is one."""
+    path = slide.with_suffix(".xml")
+    return path if path.exists() else None
+
+
+def annotated(slide: Path) -> list[np.ndarray]:
     """Outlines (n, 2: x, y at level 0) of cancer in a slide's Aperio XML: all regions, unless it names their classes.
 
-    Without those that cannot be drawn. Raises InputError for what is no Aperio XML.
+    Without those that cannot be drawn; none where there is no XML. Raises InputError for what is no Aperio XML.
     """
+    if not (path := annotation(slide)):
+        return []
     outlines = read_outlines(path)
     with suppress(InputError):  # of annotations without classes
         outlines = [outline for number, outline in read_regions(path) if number > 1]

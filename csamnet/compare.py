@@ -83,18 +83,18 @@ def intervals(
 
     All seeds see the same draws, and their values are averaged. AP and AUC are NaN where a run has no `scores.npz`.
     """
-    count = len(read_images(folders[0], split))
+    counts = [read_images(folder, split)[[*COUNTS]].to_numpy() for folder in folders]
+    count = len(counts[0])
     draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)  # (resamples, images)
-    drawn = np.mean([_drawn(folder, split, draws) for folder in folders], axis=0)
+    scores = [read_scores(folder, split) for folder in folders]
+    drawn = np.mean([_drawn(draws, *seed) for seed in zip(counts, scores, strict=True)], axis=0)
     ends = np.percentile(drawn, (2.5, 97.5), axis=0) if count > 1 else np.full((2, len(MEASURES)), np.nan)
     return {key: tuple(ends[:, i]) for i, key in enumerate(MEASURES)}
 
 
-def _drawn(folder: Path, split: str, draws: np.ndarray) -> np.ndarray:
-    """MEASURES of each draw of images, (resamples, 4)."""
-    counts = draws @ read_images(folder, split)[[*COUNTS]].to_numpy()
-    pixels = pd.DataFrame([from_counts(*row) for row in counts.tolist()])[["miou", "dice"]].to_numpy()
-    scores = read_scores(folder, split)  # (images, 2, bins)
+def _drawn(draws: np.ndarray, counts: np.ndarray, scores: np.ndarray | None) -> np.ndarray:
+    """MEASURES of each draw of images, (resamples, 4), from `counts` (images, 4) and `scores` (images, 2, bins)."""
+    pixels = pd.DataFrame([from_counts(*row) for row in (draws @ counts).tolist()])[["miou", "dice"]].to_numpy()
     if scores is None:
         return np.hstack([pixels, np.full_like(pixels, np.nan)])
     pooled = np.tensordot(draws, scores, 1)  # (resamples, 2, bins)

@@ -31,6 +31,7 @@ from csamnet.burden import (
     Frame,
     Nuclei,
     annotated,
+    annotation,
     blocks_of,
     burden,
     inside_outside,
@@ -173,7 +174,7 @@ def _status(job: dict, folder: Path) -> str:
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             return "stopped"
-    except (filelock.Timeout, OSError):  # or it is another user's
+    except OSError:  # it is locked, or another user's
         return "at work"
 
 
@@ -274,8 +275,8 @@ def _begin(
     settings = {key: getattr(config, key) for key in keys} | {"precision": pick_precision(config.precision, device)}
     settings |= {"whole": options.whole, "min_area": options.min_area, "frame": asdict(frame), "weights": weights}
     settings |= {"bytes": file.st_size, "changed": file.st_mtime_ns, "code": code_sha256("slide", config.model)}
-    identity, xml = slide.identity, slide.path.with_suffix(".xml")
-    annotation = sha256_file(xml) if xml.is_file() else ""
+    identity, xml = slide.identity, annotation(slide.path)
+    outlined = sha256_file(xml) if xml else ""
     fingerprint = hashlib.sha256(json.dumps([identity, settings], sort_keys=True).encode()).hexdigest()
     job = read_job(path) if path.exists() else {"identity": identity, "fingerprint": None}
     if job["identity"] != identity:
@@ -285,17 +286,17 @@ def _begin(
     _sweep(folder, kept=path.exists())
     if job["fingerprint"] == fingerprint and (folder / "probability.zarr").exists():
         whole = all((folder / name).exists() for name in RESULTS) and read_summary(folder)
-        if job["annotation"] != annotation or not whole:
-            job |= {"status": "begun", "annotation": annotation}
+        if job.get("annotation") != outlined or not whole:
+            job |= {"status": "begun", "annotation": outlined}
         return job
     for name in OURS:
         _remove(folder / name)
     _create(folder, frame)
     batch = options.batch or fitting_batch(device, config.batch)
-    job = {"status": "begun", "identity": identity, "fingerprint": fingerprint, "annotation": annotation}
+    job = {"status": "begun", "identity": identity, "fingerprint": fingerprint, "annotation": outlined}
     job |= {"batch": batch, "rows": 0, "seconds": 0, "settings": settings}
     write_json(path, job)
-    return read_json(path)
+    return job
 
 
 def _sweep(folder: Path, *, kept: bool) -> None:
@@ -346,7 +347,7 @@ def _work(
 ) -> dict:
     """Everything of a job that is not there yet. Its progress is kept after every CHUNK rows."""
     began, before, cut = time.perf_counter(), job["seconds"], round(config.threshold * STEPS)
-    cancer = annotated(xml) if (xml := slide.path.with_suffix(".xml")).exists() else []
+    cancer = annotated(slide.path)
     grid = Grid(frame, config.tile, config.overlap)
     tissue, coarse = (np.ones((1, 1), bool), max(slide.size)) if options.whole else slide.tissue()
     tiles = grid.tiles(tissue, coarse)

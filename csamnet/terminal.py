@@ -28,9 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="CSAMNet on nuclei and other images: data, training, evaluation, prediction.",
 )
-console = Console(
-    highlight=False, markup=False, quiet=os.environ.get("LOCAL_RANK", "0") != "0"
-)  # of several processes one talks
+SILENT = os.environ.get("LOCAL_RANK", "0") != "0"  # of several processes one talks
+console = Console(highlight=False, markup=False, quiet=SILENT)
 errors = Console(stderr=True, highlight=False, markup=False)
 
 

@@ -102,10 +102,9 @@ def look(
         if row["status"] == "broken":
             print(row["error"])
         elif "burden" in row:
-            xml, folder = path.with_suffix(".xml"), Path(row["folder"])
+            folder = Path(row["folder"])
             used = zarr.open_array(folder / "probability.zarr", mode="r").attrs["mpp"]
-            cancer = annotated(xml) if xml.exists() else []
-            found.append(Shown(Slide(path, mpp), split, folder, row, used, model.config.threshold, cancer))
+            found.append(Shown(Slide(path, mpp), split, folder, row, used, model.config.threshold, annotated(path)))
     if not found:
         raise InputError("there is no slide to show: all are broken, or at work elsewhere", path=out)
     return found
