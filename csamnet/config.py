@@ -138,8 +138,8 @@ PROFILES: dict[str, dict] = {
     "brief": {"epochs": 3, "tile": 128, "lr": 2e-3, "ema": 0.98, "overlap": 0.25, "val_overlap": 0.0},
     "sample": {
         "model": "CSAMNet-XS",
-        "epochs": 4,
-        "steps_per_epoch": 30,
+        "epochs": 3,
+        "steps_per_epoch": 40,
         "batch": 4,
         "tile": 128,
         "lr": 6e-3,

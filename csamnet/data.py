@@ -112,10 +112,10 @@ class Atlas:
         return len(self.offsets)
 
     def gather(self, which: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Bytes `(B, h, w, 4)` at integer `rows` and `columns` `(B, h, w)` of the images `which` `(B,)`, reflected."""
-        rows = reflect(rows, self.heights[which][:, None, None])
-        columns = reflect(columns, self.widths[which][:, None, None])
-        index = self.offsets[which][:, None, None] + rows * self.widths[which][:, None, None] + columns
+        """Bytes `(B, h, w, 4)` of images `which` `(B,)` where rows `(B, h)` and columns `(B, w)` cross, reflected."""
+        widths = self.widths[which, None]
+        starts = self.offsets[which, None] + reflect(rows, self.heights[which, None]) * widths
+        index = starts[:, :, None] + reflect(columns, widths)[:, None, :]
         packed = self.pixels[index.to(self.pixels.device)].to(self.device)
         return packed.unsqueeze(-1).view(torch.uint8)
 
@@ -124,9 +124,9 @@ class Atlas:
         area = (self.heights * self.widths).float()
         which = torch.multinomial(area, batch, replacement=True, generator=generator)
         draw = _Draws(batch, generator)
-        turn = _turns(draw, config.scale, config.turns)  # (B, 2, 2)
+        zoom, swap = _turns(draw, config.scale, config.turns)  # (B, 2), (B,)
         centre = self._centres(draw, which, config.tile, config.foreground)  # (B, 2), x first
-        pixels, mask = self._sample(which, centre, turn, config.tile)
+        pixels, mask = self._sample(which, centre, zoom, swap, config.tile)
         pixels = stain_jitter(pixels, draw, config.stain)
         pixels = colour_jitter(pixels, draw, config.colour)
         pixels = blur(pixels, draw, config.blur)
@@ -142,18 +142,18 @@ class Atlas:
         on_foreground = (draw.uniform() < foreground) & self.has_foreground[which]
         return torch.where(on_foreground[:, None], points + 0.5, centre)
 
-    def _sample(self, which: Tensor, centre: Tensor, turn: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    def _sample(self, which: Tensor, centre: Tensor, zoom: Tensor, swap: Tensor, tile: int) -> tuple[Tensor, Tensor]:
         """Pixels `(B, 3, tile, tile)` 0 to 255, bilinear, and mask `(B, tile, tile)`, nearest, of turned crops."""
         line = torch.arange(tile, device=self.device) - (tile - 1) / 2
-        grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)  # (tile, tile, 2)
-        x, y = (centre[:, None, None] + torch.einsum("hwj,bij->bhwi", grid, turn)).unbind(-1)  # (B, tile, tile)
+        x, y = (centre[..., None] + zoom[..., None] * line).unbind(1)  # (B, tile) each: a crop's columns and rows
         x0, y0 = x.floor(), y.floor()
-        right, down = (x - x0)[..., None], (y - y0)[..., None]
+        right, down = (x - x0)[:, None, :, None], (y - y0)[:, :, None, None]
         corners = [self.gather(which, (y0 + i).long(), (x0 + j).long()) for i in (0, 1) for j in (0, 1)]
-        nearest = self.gather(which, y.round().long(), x.round().long())[..., 3]
-        top = torch.lerp(corners[0][..., :3].float(), corners[1][..., :3].float(), right)
-        bottom = torch.lerp(corners[2][..., :3].float(), corners[3][..., :3].float(), right)
-        return torch.lerp(top, bottom, down).permute(0, 3, 1, 2).contiguous(), nearest
+        mask = self.gather(which, y.round().long(), x.round().long())[..., 3]
+        top, bottom = (torch.lerp(a.float(), b.float(), right) for a, b in (corners[:2], corners[2:]))
+        pixels = torch.lerp(top, bottom, down)[..., :3].permute(0, 3, 1, 2)
+        pixels = torch.where(swap[:, None, None, None], pixels.mT, pixels).contiguous()
+        return pixels, torch.where(swap[:, None, None], mask.mT, mask).contiguous()
 
 
 def _pack(image: np.ndarray, mask: np.ndarray) -> Tensor:
@@ -194,13 +194,13 @@ class _Draws:
         return low + (high - low) * values
 
 
-def _turns(draw: _Draws, scale: float, turns: bool) -> Tensor:
-    """Matrices `(B, 2, 2)` of a random quarter turn, flip and zoom, from crop to image offsets."""
+def _turns(draw: _Draws, scale: float, turns: bool) -> tuple[Tensor, Tensor]:
+    """A random quarter turn, flip and zoom: signed steps in x and y `(B, 2)`, and whether the two swap `(B,)`."""
     angle = (4 * draw.uniform()).floor() * (torch.pi / 2 if turns else 0)
     zoom = torch.exp(draw.uniform(low=-1, high=1) * float(np.log(scale)))
     flip = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
     cos, sin = angle.cos().round(), angle.sin().round()
-    return torch.stack([cos * flip, -sin, sin * flip, cos], 1).view(-1, 2, 2) * zoom[:, None, None]
+    return torch.stack([cos * flip - sin, sin * flip + cos], 1) * zoom[:, None], cos == 0
 
 
 def stain_jitter(pixels: Tensor, draw: _Draws, strength: float) -> Tensor:

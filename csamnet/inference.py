@@ -66,7 +66,10 @@ def find_weights(name_or_path: Path | str) -> Path:
     if str(path) in shipped:
         return shipped[str(path)]
     if path.is_dir():
-        return path / "weights.safetensors"
+        if not (inside := path / "weights.safetensors").exists():
+            mend = "finish the run with csamnet train, or give a .safetensors file"
+            raise InputError("no weights in this folder", path=path, expected=inside.name, mend=mend)
+        return inside
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
     expected = " | ".join(shipped) or f"a path: there are none in {WEIGHTS}"

@@ -74,8 +74,14 @@ def run_slides(model: nn.Module, paths: Sequence[Path | str], out: Path | str, o
     A status is done, already done, or at work elsewhere; or for a slide that cannot be used `broken`, with its error.
     """
     check(options, out)
-    weights, folders = _weights_sha256(model), [Path(out) / stem for stem in stems(paths)]
-    return [_row(model, Path(path), to, options, weights, **hooks) for path, to in zip(paths, folders, strict=True)]
+    weights = _weights_sha256(model)
+    return [_row(model, path, folder, options, weights, **hooks) for path, folder in _folders(paths, out).items()]
+
+
+def _folders(paths: Sequence[Path | str], out: Path | str) -> dict[Path, Path]:
+    """Slide -> folder of its results; a slide that is given twice has one."""
+    slides = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    return {slide: Path(out) / stem for slide, stem in zip(slides, stems(slides), strict=True)}
 
 
 def check(options: Options, out: Path | str) -> None:
@@ -107,13 +113,13 @@ def share_slides(
     most = torch.cuda.device_count() if kind == "cuda" else os.cpu_count()
     if not 1 <= devices <= most:
         raise InputError("there are not so many devices", expected=f"1 to {most}", found=devices)
-    numbers, folders, rows = context.SimpleQueue(), [Path(out) / stem for stem in stems(paths)], []
+    numbers, folders, rows = context.SimpleQueue(), _folders(paths, out), []
     for number in range(devices):
         numbers.put(number)
     start = name_or_path, kind, max(1, os.cpu_count() // devices), numbers
     try:
         with ProcessPoolExecutor(devices, context, _start_worker, start) as pool:
-            jobs = pool.map(_shared, map(Path, paths), folders, repeat(options), repeat(weights))
+            jobs = pool.map(_shared, folders, folders.values(), repeat(options), repeat(weights))
             for done, row in enumerate(jobs, 1):
                 rows.append(row)
                 on_slide(done, len(folders))

@@ -92,6 +92,11 @@ def test_unknown_name_lists_what_is_there(monkeypatch, tmp_path):
         find_weights("Monuseg")
 
 
+def test_a_folder_without_weights_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"(?s)no weights in this folder.*weights.safetensors.*finish the run"):
+        load(tmp_path, device="cpu")
+
+
 class Bomb:
     def __reduce__(self):
         return pytest.fail, ("a pickle was opened",)

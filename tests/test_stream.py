@@ -309,6 +309,12 @@ def test_resolution_that_is_not_known(tmp_path, model):
         assert "openslide.mpp-x" not in mask.properties
 
 
+def test_a_slide_given_twice_is_done_once(tmp_path, model, path):
+    rows = run_slides(model, [path, str(path), path.parent / "." / path.name], tmp_path / "out", WHOLE)
+    assert [row["status"] for row in rows] == ["done"]
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == [path.stem]
+
+
 def test_broken_slides_and_those_of_others_do_not_stop_the_rest(tmp_path, model, path):
     for folder in ("b", "c", "out/x"):
         (tmp_path / folder).mkdir(parents=True)

@@ -33,19 +33,19 @@ BASELINES: dict[str, Callable[..., nn.Module]] = {
 """Names as in the paper, in the order of its table."""
 
 SMALL: dict[str, dict] = {
-    "UNet": {"width": 12, "levels": 4},
+    "UNet": {"width": 8, "levels": 4},
     "SegNet": {"width": 16, "depths": (1, 1, 1, 1)},
-    "AttUNet": {"width": 12, "levels": 4},
+    "AttUNet": {"width": 8, "levels": 4},
     "StarDist": {"width": 12, "depths": (1, 1, 1, 1)},
     "HoVer-Net": {"width": 8, "depths": (1, 1, 1, 1)},
     "DoubleU-Net": {"width": 8, "depths": (1, 1, 1, 1, 1)},
     "CellPose": {"width": 6},
-    "DCSAU-Net": {"width": 16, "levels": 4},
-    "CPP-Net": {"width": 8, "depths": (1, 1, 1, 1), "rays": 8},
+    "DCSAU-Net": {"width": 12, "levels": 4},
+    "CPP-Net": {"width": 10, "depths": (1, 1, 1, 1), "rays": 4},
     "HoVer-NeXt": {"width": 16, "depths": (1, 1, 1, 1), "decoder": 128},
-    "CellViT": {"dim": 48, "depth": 4, "heads": 4, "channels": (16, 32, 32, 40), "inner": (32, 32)},
-    "BIDCell": {"width": 6, "levels": 4},
-    "CellViT-SAM": {"dim": 64, "depth": 8, "heads": 4, "channels": (8, 16, 32, 40), "inner": (32, 16), "window": 4},
+    "CellViT": {"dim": 48, "depth": 4, "heads": 4, "channels": (16, 24, 32, 40), "inner": (24, 32)},
+    "BIDCell": {"width": 5, "levels": 4},
+    "CellViT-SAM": {"dim": 48, "depth": 4, "heads": 4, "channels": (16, 24, 32, 40), "inner": (24, 32), "window": 4},
 }
 """Name -> arguments of the size for the sample profile."""
 
