@@ -135,6 +135,7 @@ def label_variants(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     for model in table["model"]:
         variant = model.removeprefix(f"{reference}-")
         group = GROUPS.get(next(iter(VARIANTS.get(variant, ""))), "Single parts") if variant in VARIANTS else "Size"
-        rows.append(("", "full network") if model == reference else (group, variant.replace("CSAMNet-", "size ")))
+        label = variant.replace("CSAMNet-", "size ").replace("-", " ")
+        rows.append(("", "full network") if model == reference else (group, label))
     groups = pd.DataFrame(rows, columns=["group", "label"], index=table.index)
     return table.assign(**groups, own=table["model"] == reference).sort_values("own", ascending=False, kind="stable")

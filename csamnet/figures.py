@@ -629,14 +629,16 @@ def _curve_legend(figure: Figure, looks: Mapping, scores: Mapping, ranked: Seque
 def cost(table: pd.DataFrame, source: str, *, key: str = "miou") -> Figure:
     """A measure over multiply-adds, the area of a bubble being parameters; the sizes of CSAMNet are joined.
 
-    `table`: model, `key`, parameters, multiply_adds; rows without are left out. The paper draws the same and calls
-    the axis FLOPs, but its values are multiply-adds: FLOPs would be twice as many.
+    `table`: model, `key`, parameters, multiply_adds, and `label` where the bubbles have other names; rows without
+    a cost are left out. The paper draws the same and calls the axis FLOPs, but its values are multiply-adds: FLOPs
+    would be twice as many.
     """
     table = table[table["multiply_adds"] > 0].dropna(subset=[key, "parameters"])
     table = table.sort_values("parameters", ascending=False)
+    table = table.assign(label=table.get("label", table["model"]))
     values = [
         f"{name} {show(key, score)}, {adds / 1e9:.1f} G, {size / 1e6:.1f} M"
-        for name, score, adds, size in table[["model", key, "multiply_adds", "parameters"]].itertuples(index=False)
+        for name, score, adds, size in table[["label", key, "multiply_adds", "parameters"]].itertuples(index=False)
     ]
     alt = f"{TITLES[key]} over multiply-adds, bubbles as large as parameters: {'; '.join(values)}."
     figure, ((ax,),) = panels(alt, 4.1, source)
@@ -663,7 +665,7 @@ def cost(table: pd.DataFrame, source: str, *, key: str = "miou") -> Figure:
     titles = {"title": "parameters", "alignment": "left", "borderpad": 1}
     figure.legend(handles=handles, loc="outside upper left", ncols=4, handletextpad=1, **titles)
     _label_points(
-        figure, ax, table["model"], table[["multiply_adds", key]].to_numpy(), np.sqrt(areas.to_numpy() / np.pi)
+        figure, ax, table["label"], table[["multiply_adds", key]].to_numpy(), np.sqrt(areas.to_numpy() / np.pi)
     )
     return figure
 
@@ -716,7 +718,7 @@ def ablation(table: pd.DataFrame, source: str, *, key: str = "miou", ours: str =
         rows = pd.DataFrame([full, *others.to_dict("records")])
         ax.axvline(full[key], color=VERMILLION, linewidth=0.8, alpha=0.5)
         _estimates(ax, rows, key, rows.index, ours)
-        ax.set_yticks(rows.index, rows["label"].str.replace("-", " "))
+        ax.set_yticks(rows.index, rows["label"])
         ax.set(title=name, ylim=(len(rows) - 0.4, -0.6))
         right = ax.secondary_yaxis("right")
         gaps = [difference(key, value, full[key]) for value in others[key]]

@@ -180,8 +180,8 @@ def test_every_rival_has_two_sizes_and_every_variant_a_group():
         assert set(models) | set(experiment("comparison", profile)) <= set(MODELS)
         table = label_variants(pd.DataFrame({"model": models[::-1]}), models[0]).set_index("label")
         assert table.index[0] == "full network"
-        assert table.loc["no-DCF", "group"] == table.loc["DC-only", "group"] == "Detail-context fusion"
-        assert table.loc["channel-only", "group"] == "Cross-scale attention"
-        assert table.loc["no-ASPP", "group"] == "Single parts"
+        assert table.loc["no DCF", "group"] == table.loc["DC only", "group"] == "Detail-context fusion"
+        assert table.loc["channel only", "group"] == "Cross-scale attention"
+        assert table.loc["no ASPP", "group"] == "Single parts"
         assert (table["group"] == "Size").sum() == len([m for m in models if m.count("-") == 1]) - 1
         assert models[0] == f"CSAMNet-{size}"

@@ -124,6 +124,7 @@ def draw(views, per_image, curve, samples):
         "comparison": lambda: figures.comparison(compared(**NETWORKS), REAL, tables.published("MoNuSeg")),
         "pr_roc_models": lambda: models_curves(curve, "CSAMNet-S", "UNet"),
         "cost": lambda: figures.cost(compared(**NETWORKS, CSAMNet_M=0.81), REAL),
+        "cost_of_parts": lambda: figures.cost(label_variants(compared(**VARIANTS), "CSAMNet-S"), REAL),
         "ablation": lambda: figures.ablation(label_variants(compared(**VARIANTS), "CSAMNet-S"), REAL),
         "visual": lambda: figures.visual(seen(views), SAMPLE, side=32),
         "architecture": figures.architecture,
@@ -418,7 +419,7 @@ def test_ablation_says_the_difference(draw):
     assert dots == [[[0.8, 0]], [[0.78, 1]]]
     (right,) = size.child_axes
     assert [*rows_of(right).values()] == ["80.00 %", "+1.00 points"]
-    assert "full network 80.00 %, no-DCF 78.00 %" in figure.get_label()
+    assert "full network 80.00 %, no DCF 78.00 %" in figure.get_label()
 
 
 def test_visual_shows_the_whole_and_where_methods_differ(views):
