@@ -241,11 +241,10 @@ def run_slide(
     try:
         with filelock.FileLock(folder / ".lock", timeout=1):  # `overview` takes it for a moment
             job = _begin(model, slide, frame, folder, config, options, weights or _weights_sha256(model))
-            if job["status"] != "done":
-                return {"status": "done"} | _work(
-                    model, slide, frame, folder, config, options, job, Clock() if clock is None else clock, on_tile
-                )
-            return {"status": "already done"} | read_summary(folder)
+            if job["status"] == "done":
+                return {"status": "already done"} | read_summary(folder)
+            clock = Clock() if clock is None else clock
+            return {"status": "done"} | _work(model, slide, frame, folder, config, options, job, clock, on_tile)
     except filelock.Timeout:
         return {"status": "at work elsewhere"}
 
