@@ -1,4 +1,4 @@
-# make book [PROFILE=paper] [DATA=FOLDER_WITH_RELEASES] [SEED=0] [CORES=n] [GPUS=n] [SNAKEFLAGS="--executor slurm --jobs 8"]
+# make book [PROFILE=paper] [DATA=FOLDER_WITH_RELEASES] [SEED=0] [SEEDS=1] [CORES=n] [GPUS=n] [SNAKEFLAGS="--executor slurm --jobs 8"]
 # Needed beforehand: Python 3.11 or newer, make, git. Everything else goes into .venv, at pinned versions.
 
 SHELL := bash
@@ -8,6 +8,7 @@ PYTHON ?= python3
 PROFILE ?= sample
 DATA ?=
 SEED ?= 0
+SEEDS ?= 1
 CORES ?= all
 GPUS ?= 1
 SNAKEFLAGS ?=
@@ -23,7 +24,8 @@ SHOW_PACKAGES := awk '/^ *(Downloading|Using cached|Building|Installing)/ && !/m
 
 help:
 	@echo "make book     environment, samples, training, evaluation, book; prints where the book is"
-	@echo "              PROFILE=paper DATA=FOLDER trains on the releases in FOLDER/<data set>"
+	@echo "              PROFILE=paper DATA=FOLDER trains on the releases in FOLDER/<data set>;"
+	@echo "              SEEDS=3 is how many seeds the comparison and the ablation have"
 	@echo "make test     the tests            make lint     check code and notebooks"
 	@echo "make bench    how fast it runs     make format   format code and notebooks"
 	@echo "make clean    remove what 'make book' made on sample data, but not .venv"
@@ -31,7 +33,7 @@ help:
 book: $(INSTALLED)
 	@snakemake --cores $(CORES) --resources gpu=$(GPUS) --rerun-triggers params --rerun-incomplete --nolock \
 	  --prioritize book/executed/comparison.ipynb book/executed/ablation.ipynb \
-	  --quiet rules progress reason host --config profile=$(PROFILE) seed=$(SEED) data="$(DATA)" $(SNAKEFLAGS)
+	  --quiet rules progress reason host --config profile=$(PROFILE) seed=$(SEED) seeds=$(SEEDS) data="$(DATA)" $(SNAKEFLAGS)
 	@python -c "import pathlib; print('\nThe book:', pathlib.Path('_build/html/index.html').resolve().as_uri())"
 
 test: $(INSTALLED)
@@ -48,7 +50,8 @@ bench: $(INSTALLED)
 	@csamnet bench
 
 clean:
-	rm -rf _build book/_generated book/executed book/vendor data/prepared data/samples data/slides results/*/*-sample-* .snakemake
+	rm -rf _build book/_generated book/executed book/vendor data/prepared/samples data/samples \
+	  data/slides/{BACH2018,InHouse} results/*/*-sample-* .snakemake
 
 $(INSTALLED): pyproject.toml requirements.lock
 	@$(PYTHON) -c "$(CHECK_PYTHON)"

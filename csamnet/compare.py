@@ -14,50 +14,54 @@ from scipy.stats import permutation_test
 
 from csamnet.complexity import complexity, full_size
 from csamnet.config import VARIANTS, RunConfig
+from csamnet.measured import MEASURES, Evaluation, check_comparable, read_evaluation
 from csamnet.metrics import COUNTS, average_precision, from_counts, roc_auc
 from csamnet.paths import RESULTS
-from csamnet.results import find_runs, read_config, read_images, read_scores, read_summary
+from csamnet.results import find_runs, read_config, read_summary
 from csamnet.tables import LEVEL
 
-MEASURES = ("miou", "dice", "ap", "auc")
 RESAMPLES = 2000  # of the images, for an interval
 
 
-def collect(dataset: str, profile: str, results: Path | str = RESULTS, split: str = "test") -> dict[str, list[Path]]:
-    """The evaluated runs of a profile on a data set: model -> a folder a seed."""
+def collect(dataset: str, profile: str, results: Path | str = RESULTS, kind: str = "") -> dict[str, list[Path]]:
+    """The runs of a profile that were tested on a data set, on `real` or `sample` data: model -> a folder a seed."""
     runs: dict[str, list[Path]] = {}
     for folder in find_runs(results, dataset=dataset, profile=profile):
-        if read_summary(folder, split):
+        summary = read_summary(folder)
+        if summary and kind in ("", summary["data"]["kind"]):
             runs.setdefault(read_config(folder).model, []).append(folder)
     return runs
 
 
 def compare(runs: Mapping[str, Sequence[Path]], reference: str = "CSAMNet-S", split: str = "test") -> pd.DataFrame:
-    """A row a model of `runs` (model -> a run folder a seed, all measured on the same images).
+    """A row a model of `runs` (model -> a run folder a seed). InputError where they do not belong together.
 
     Columns: `model`, `seeds`, `images`, `parameters`, `multiply_adds` (of a 256 x 256 image); and for each of
     MEASURES, called m: `m` pooled over the test pixels, mean over seeds; `m_sd` over seeds; `m_low` and `m_high`,
     the 95 % bootstrap interval over images; `m_mean` over images; `m_p`, of the paired test of m over images against
-    `reference`, corrected for the number of models; `m_best`, whether m is highest and differs from all others.
+    `reference`, corrected for the number of models; `m_best`, whether m is highest, pooled and as the mean over
+    images, and the test tells it from all others.
     """
-    table = pd.DataFrame([_row(model, folders, split) for model, folders in runs.items()])
-    images = {model: over_images(folders, split) for model, folders in runs.items()}
+    measured = {model: [read_evaluation(folder, split) for folder in folders] for model, folders in runs.items()}
+    check_comparable(measured)
+    table = pd.DataFrame([_row(model, seeds) for model, seeds in measured.items()])
+    images = {model: over_images(seeds) for model, seeds in measured.items()}
     for key in MEASURES:
         values = {model: means[key] for model, means in images.items()}
         table[f"{key}_mean"] = [values[model].mean() for model in runs]
         table[f"{key}_p"] = against(values, reference).to_numpy() if reference in values else np.nan
         best = table["model"][table[f"{key}_mean"].fillna(-1).idxmax()]
         others = against(values, best).drop(best)
-        table[f"{key}_best"] = (table["model"] == best) & bool(len(others) and (others < LEVEL).all())
+        told = len(others) and (others < LEVEL).all() and best == table["model"][table[key].fillna(-1).idxmax()]
+        table[f"{key}_best"] = (table["model"] == best) & bool(told)
     return table
 
 
-def _row(model: str, folders: Sequence[Path], split: str) -> dict:
+def _row(model: str, seeds: Sequence[Evaluation]) -> dict:
     """What does not depend on the other models."""
-    summaries = [read_summary(folder, split) for folder in folders]
-    row = {"model": model, "seeds": len(folders), "images": summaries[0]["n"], **costs(read_config(folders[0]))}
-    for key, ends in intervals(folders, split).items():
-        values = pd.Series([summary["pooled"][key] for summary in summaries], dtype=float)
+    row = {"model": model, "seeds": len(seeds), "images": len(seeds[0].images), **costs(seeds[0].config)}
+    for key, ends in intervals(seeds).items():
+        values = _pooled(seeds, key)
         row |= {key: values.mean(), f"{key}_sd": values.std(), f"{key}_low": ends[0], f"{key}_high": ends[1]}
     return row
 
@@ -70,26 +74,28 @@ def costs(config: RunConfig) -> dict[str, int]:
     return {key: counted[key] for key in ("parameters", "multiply_adds")}
 
 
-def over_images(folders: Sequence[Path], split: str = "test") -> pd.DataFrame:
+def _pooled(seeds: Sequence[Evaluation], key: str) -> pd.Series:
+    return pd.Series([one.summary["pooled"][key] for one in seeds], dtype=float)
+
+
+def over_images(seeds: Sequence[Evaluation]) -> pd.DataFrame:
     """MEASURES of each image, mean over seeds, by the image's name."""
-    seeds = [read_images(folder, split).set_index("name")[[*MEASURES]] for folder in folders]
-    return pd.concat(seeds).groupby(level=0, sort=False).mean()
+    tables = [one.images.set_index("name")[[*MEASURES]] for one in seeds]
+    return pd.concat(tables).groupby(level=0, sort=False).mean()
 
 
-def intervals(
-    folders: Sequence[Path], split: str = "test", resamples: int = RESAMPLES
-) -> dict[str, tuple[float, float]]:
+def intervals(seeds: Sequence[Evaluation], resamples: int = RESAMPLES) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of the pooled measures, the images drawn anew with replacement (Efron 1979).
 
-    All seeds see the same draws, and their values are averaged. AP and AUC are NaN where a run has no `scores.npz`.
+    All seeds see the same draws, and their values are averaged. AP and AUC are NaN where a run has no `scores.npz`;
+    its bins are coarse, and what they miss of the pooled value is added to both ends.
     """
-    counts = [read_images(folder, split)[[*COUNTS]].to_numpy() for folder in folders]
-    count = len(counts[0])
+    count = len(seeds[0].images)
     draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), resamples)  # (resamples, images)
-    scores = [read_scores(folder, split) for folder in folders]
-    drawn = np.mean([_drawn(draws, *seed) for seed in zip(counts, scores, strict=True)], axis=0)
-    ends = np.percentile(drawn, (2.5, 97.5), axis=0) if count > 1 else np.full((2, len(MEASURES)), np.nan)
-    return {key: tuple(ends[:, i]) for i, key in enumerate(MEASURES)}
+    draws = np.vstack([draws, np.ones(count, int)])  # and the images as they are
+    drawn = np.mean([_drawn(draws, one.images[[*COUNTS]].to_numpy(), one.scores) for one in seeds], axis=0)
+    ends = np.percentile(drawn[:-1], (2.5, 97.5), axis=0) if count > 1 else np.full((2, len(MEASURES)), np.nan)
+    return {key: tuple(ends[:, i] + _pooled(seeds, key).mean() - drawn[-1, i]) for i, key in enumerate(MEASURES)}
 
 
 def _drawn(draws: np.ndarray, counts: np.ndarray, scores: np.ndarray | None) -> np.ndarray:
@@ -104,7 +110,7 @@ def _drawn(draws: np.ndarray, counts: np.ndarray, scores: np.ndarray | None) -> 
 def against(values: Mapping[str, pd.Series], reference: str) -> pd.Series:
     """p of each model's difference to `reference` over the images, corrected after Holm (1979); NaN for itself.
 
-    The sign of each image's difference is exchanged: all ways where they are few, else 9,999 at random.
+    The sign of each image's difference is exchanged: all ways for up to 14 images, else 16,384 at random.
     """
     p = {model: paired(series - values[reference]) for model, series in values.items() if model != reference}
     return pd.Series(holm(p) | {reference: np.nan})[[*values]]
@@ -115,7 +121,8 @@ def paired(differences: pd.Series) -> float:
     found = differences.dropna().to_numpy()
     if len(found) < 2 or not found.any():
         return float("nan") if len(found) < 2 else 1.0
-    test = permutation_test((found,), np.mean, permutation_type="samples", vectorized=False, rng=0)
+    test = permutation_test((found,), np.mean, permutation_type="samples", vectorized=False,
+                            n_resamples=2**14, rng=0)  # fmt: skip
     return float(test.pvalue)
 
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from csamnet.baselines import PUBLISHED
 from csamnet.config import make_config
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision
-from csamnet.files import read_json, write_json
+from csamnet.files import InputError, read_json, write_json
 from csamnet.results import hardware, libraries
 
 
@@ -125,8 +126,8 @@ def measure_costs(
 ) -> Path:
     """Count and time full-size networks at 256 and 1024 pixels; write `<out>/<device>.json`, one network at a time.
 
-    A network that the file already has, of the same libraries and hardware, is not measured again. Raises InputError
-    for an unknown name.
+    A network that the file already has, of the same libraries and hardware, is not measured again; where they differ
+    the file is `<device>-2.json`, and so on. Raises InputError for an unknown name.
     """
     place = pick_device(device)
     about = {
@@ -135,18 +136,41 @@ def measure_costs(
         "precision": pick_precision("auto", place),
         "rows": [],
     }
-    path = Path(out) / f"{re.sub(r'[^A-Za-z0-9]+', '-', about['hardware']['device'])}.json"
-    if path.exists() and all((old := read_json(path))[key] == about[key] for key in ("hardware", "libraries")):
-        about["rows"] = [row for row in old["rows"] if row["model"] not in models]
-        known = {row["model"]: row for row in old["rows"]}
-    else:
-        known = {}
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", about["hardware"]["device"])
+    paths = (Path(out) / f"{stem}{'' if n == 1 else f'-{n}'}.json" for n in count(1))
+    path = next(path for path in paths if not path.exists() or _same(read_costs(path), about))
+    known = {row["model"]: row for row in (read_costs(path)["rows"] if path.exists() else [])}
+    about["rows"] = [row for row in known.values() if row["model"] not in models]
     for name in [make_config(model=name).model for name in models]:
         row = known.get(name) or {"model": name} | _apart(name, device)
         about["rows"] = [*about["rows"], row]
         write_json(path, about)
         say(f"{name}: {1e3 * row['seconds_256']:.0f} ms, {row['images_per_s']:.1f} images/s")
     return path
+
+
+def _same(old: dict, about: dict) -> bool:
+    return all(old[key] == about[key] for key in ("hardware", "libraries", "precision"))
+
+
+def read_costs(path: Path) -> dict:
+    """A file that `measure_costs` wrote. Raises InputError where it is damaged."""
+    about, needed = read_json(path), ("hardware", "libraries", "precision", "rows")
+    try:
+        sound = all(key in about for key in needed) and isinstance(about["libraries"]["torch"], str)
+        for row in about["rows"] if sound else ():
+            values = [row[key] for key in COSTS] + [row[key] for key in MEMORY if row[key] is not None]
+            sound = sound and isinstance(row["model"], str) and all(value > 0 for value in values)
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        mend = "remove it and run csamnet complexity"
+        raise InputError("not what csamnet complexity writes", path=path, expected=", ".join(needed), mend=mend)
+    return about
+
+
+COSTS = ("parameters", "multiply_adds", "flops", "seconds_256", "seconds_1024", "images_per_s", "batch")
+MEMORY = ("peak_memory_mb_256", "peak_memory_mb_1024")
 
 
 def _apart(name: str, device: str) -> dict[str, float]:

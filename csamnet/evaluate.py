@@ -40,6 +40,7 @@ from csamnet.results import (
     data_card,
     fingerprint,
     hardware,
+    keep_real,
     measured_in,
     read_config,
     read_run,
@@ -52,6 +53,8 @@ from csamnet.results import (
 def build_model(config: RunConfig) -> nn.Module:
     """The network of a run, with weights at random."""
     options = MODELS[config.model]
+    if config.model == "Otsu":
+        raise InputError("Otsu is a threshold and is not trained", mend="notebooks/comparison.ipynb measures it")
     return baselines.build(**options) if "name" in options else CSAMNet(**options)
 
 
@@ -207,13 +210,11 @@ def evaluate(
     card, samples = data_card(root, name), load_split(root, name, split)
     seen = known_images(folder, samples, own=name == config.dataset, split=split)
     if seen and not force:
-        raise InputError(
-            "the run has learned from images that it is to be measured on",
-            path=folder,
-            expected=f"images of {name} that it was neither trained nor selected on",
-            found=f"{len(seen)} of {len(samples)}: {', '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}",
-            mend="take a run of another data set or split; --force measures all the same, and marks the results",
-        )
+        expected = f"images of {name} that it was neither trained nor selected on"
+        found = f"{len(seen)} of {len(samples)}: {', '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}"
+        mend = "take a run of another data set or split; --force measures all the same, and marks the results"
+        raise InputError("the run has learned from images that it is to be measured on", path=folder,
+                         expected=expected, found=found, mend=mend)  # fmt: skip
     fresh = fingerprint(config, card["manifest_sha256"] + read_run(folder)["fingerprint"], "evaluate")
     if (read_summary(folder, out.name) or {}).get("fingerprint") == fresh:
         return out
@@ -229,6 +230,7 @@ def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RES
     fresh, device = fingerprint(config, card["manifest_sha256"], "evaluate"), torch.device("cpu")
     if (read_summary(folder) or {}).get("fingerprint") == fresh:
         return folder
+    keep_real(folder, card)
     about = {"data": card, "hardware": hardware(device), "fingerprint": fresh}
     write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict(), "parameters": 0})
     samples, parts = load_split(root, config.dataset, "test"), get_subsets(config.dataset)

@@ -101,11 +101,13 @@ def spread(length: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
 
 
-def save(figure: Figure, path: Path | str) -> None:
-    """Write `path`.svg, .png and .pdf; the same figure gives the same bytes."""
-    for kind in ("svg", "png", "pdf"):
-        with atomic(Path(f"{path}.{kind}")) as temporary:
-            temporary.write_bytes(rendered(figure, kind))
+def save(figure: Figure, path: Path | str) -> list[Path]:
+    """Write `path`.svg, .png and .pdf, and return them; the same figure gives the same bytes."""
+    files = [Path(f"{path}.{kind}") for kind in ("svg", "png", "pdf")]
+    for file in files:
+        with atomic(file) as temporary:
+            temporary.write_bytes(rendered(figure, file.suffix[1:]))
+    return files
 
 
 @rc_context(fname=STYLE)

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from csamnet import figures
 from csamnet.compare import collect, compare, label_variants
 from csamnet.config import experiment
+from csamnet.files import InputError
+from csamnet.measured import read_curves
 from csamnet.notebooks import look_at
 from csamnet.paths import FIGURES, PUBLISHED, RESULTS
 from csamnet.results import find_runs, read_config, read_summary
@@ -19,19 +21,19 @@ from csamnet.tables import published, source
 def make_figures(
     results: Path | str = RESULTS, out: Path | str = FIGURES, root: Path | str | None = None
 ) -> list[Path]:
-    """Write every figure that the runs in `results` allow, each as SVG, PNG and PDF; their names without suffix.
+    """Write every figure that the runs in `results` allow, each as SVG, PNG and PDF; return the files.
 
     The names end with the data set and the profile. `visual` shows photographs: it is drawn only where `root`, the
     folder of the prepared data sets, is given.
     """
     made = {"architecture": figures.architecture(), "cost-paper": paper_cost()}
+    if not Path(results).is_dir():
+        raise InputError("there are no results", path=results, expected="the folder of the run folders")
     configs = [read_config(folder) for folder in find_runs(results)]
     for dataset, profile in sorted({(config.dataset, config.profile) for config in configs}):
         for name, figure in of_experiments(dataset, profile, results, root).items():
             made[f"{name}-{dataset}-{profile}"] = figure
-    for name, figure in made.items():
-        figures.save(figure, Path(out) / name)
-    return [Path(out) / name for name in made]
+    return [file for name, figure in made.items() for file in figures.save(figure, Path(out) / name)]
 
 
 def of_experiments(
@@ -39,6 +41,8 @@ def of_experiments(
 ) -> dict[str, Figure]:
     """The figures of a comparison and an ablation, as far as they were run; none without the network itself."""
     found, made = collect(dataset, profile, results), {}
+    kinds = {read_summary(folders[0])["data"]["kind"] for folders in found.values()}
+    found = collect(dataset, profile, results, "real") if len(kinds) > 1 else found
     rivals, variants = ({name: found[name] for name in names if name in found} for names in _names(profile))
     ours, whole = (experiment(kind, profile)[0] for kind in ("comparison", "ablation"))
     if ours not in rivals:
@@ -50,7 +54,7 @@ def of_experiments(
         table = compare(rivals, ours)
         made["comparison"] = figures.comparison(table, below, paper, ours=ours)
     if len(rivals) > 1:
-        curves = {name: [pd.read_csv(run / "test" / "curves.csv") for run in runs] for name, runs in rivals.items()}
+        curves = {name: [read_curves(run) for run in runs] for name, runs in rivals.items()}
         scores = table.set_index("model")[["ap", "auc"]].to_dict("index")
         made["pr_roc_models"] = figures.pr_roc_models(curves, scores, below, ours=ours)
         made["cost"] = figures.cost(table, below)
@@ -65,7 +69,7 @@ def _names(profile: str) -> tuple[list[str], list[str]]:
 
 
 def paper_cost() -> Figure:
-    """The paper's own chart of accuracy against cost, from its numbers as printed or read off."""
+    """The paper's own chart of accuracy against cost; its M and G are 2**20 and 2**30 (`complexity_table`)."""
     costs = pd.read_csv(PUBLISHED / "monuseg.csv")[["params_million", "gmacs_256"]]
-    table = published("MoNuSeg").assign(parameters=costs.params_million * 1e6, multiply_adds=costs.gmacs_256 * 1e9)
+    table = published("MoNuSeg").assign(parameters=costs.params_million * 2**20, multiply_adds=costs.gmacs_256 * 2**30)
     return figures.cost(table, "MoNuSeg · the paper, printed or read off its chart, whose axis says FLOPs")

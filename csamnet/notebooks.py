@@ -23,9 +23,10 @@ from csamnet.evaluate import evaluate, evaluate_otsu, load_run, predictor
 from csamnet.figures import View, spread, true_objects
 from csamnet.files import InputError, atomic, read_json
 from csamnet.inference import load, predict
+from csamnet.measured import read_images
 from csamnet.paths import PREPARED, RESULTS, ROOT
 from csamnet.prepare import prepare
-from csamnet.results import find_runs, read_config, read_images, read_run, read_summary
+from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.samples import make_sample
 from csamnet.tables import KINDS, markdown, place
 
@@ -54,7 +55,9 @@ def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[
     Raises InputError for unknown names and impossible values.
     """
     given = {key: value for key, value in checked(namespace, allowed).items() if value is not None}
-    root, results = (Path(given.pop(key, usual)) for key, usual in (("root", PREPARED), ("results", RESULTS)))
+    there = (PREPARED / str(given["dataset"]) / "dataset.json").exists()
+    usual = PREPARED if there or given.get("profile") != "sample" else PREPARED / "samples"
+    root, results = Path(given.pop("root", usual)), Path(given.pop("results", RESULTS))
     device = given.pop("device", "auto")
     given.pop("weights", None)
     if device not in ("auto", "cpu", "cuda"):
@@ -91,13 +94,13 @@ def experiment_runs(
     if measured := given.pop("measured"):
         given["profile"] = most_run(kind, given["dataset"], Path(given["results"] or RESULTS))
     names, seeds = chosen_models(kind, given["profile"], given.pop("models")), given.pop("seeds")
-    if not isinstance(seeds, int) or seeds < 1:
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise InputError("seeds cannot be used", expected="how many, 1 or more", found=repr(seeds))
     config, root, results, device = notebook_config(given | {"model": names[0]}, [*given, "model"])
     if measured:
-        found = collect(config.dataset, config.profile, results)
+        found = collect(config.dataset, config.profile, results, "real")
         own = {name: found[name] for name in [*names, *["Otsu"] * (kind == "comparison")] if name in found}
-        return config, root, results, device, own if len(own) > 1 or kind == "comparison" else {}
+        return config, root, results, device, own if names[0] in own and (len(own) > 1 or kind == "comparison") else {}
     runs = run_models(config, names, seeds, root, results, device, say)
     if kind == "comparison" and get_dataset(config.dataset, root).modality.startswith("H&E"):
         runs["Otsu"] = [evaluate_otsu(config, root, results)]
@@ -105,10 +108,10 @@ def experiment_runs(
 
 
 def chosen_models(kind: str, profile: str, asked: str) -> list[str]:
-    """An experiment's models; of them or of others, with names `asked` for, the first and those."""
-    names = experiment(kind, profile)
-    chosen = [make_config(model=name.strip()).model for name in asked.split(",")] if asked else names
-    return names[:1] + [name for name in chosen if name != names[0]]
+    """An experiment's models, or its first one and those `asked` for; Otsu, which is not trained, comes by itself."""
+    names, parts = experiment(kind, profile), [part.strip() for part in str(asked or "").split(",")]
+    chosen = [make_config(model=part).model for part in parts if part] or names
+    return names[:1] + [name for name in dict.fromkeys(chosen) if name not in (names[0], "Otsu")]
 
 
 def run_models(
@@ -131,7 +134,9 @@ def most_run(kind: str, dataset: str, results: Path) -> str:
     """The profile by which most models of an experiment were run on real data; of several, the longest."""
     names = {*experiment(kind, "paper"), "Otsu"}
     counts = {
-        profile: len(names & collect(dataset, profile, results).keys()) for profile in PROFILES if profile != "sample"
+        profile: len(names & collect(dataset, profile, results, "real").keys())
+        for profile in PROFILES
+        if profile != "sample"
     }
     return max(counts, key=lambda profile: (counts[profile], make_config(profile).steps))
 
@@ -156,8 +161,9 @@ def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
     methods = f"{len(runs)} method" + "s" * (len(runs) > 1)
     budget = f"{config.epochs} epochs of {config.steps_per_epoch} steps of {config.batch} crops of {config.tile} pixels"
     return (
-        f"**{KINDS[kind].capitalize()}**, {config.dataset}: {images}; {methods}, {many} each; {budget}; "
-        f"trained on {places}.{more}"
+        f"**{KINDS[kind].capitalize()}**, {config.dataset}: {images}; {methods}, {many} each; "
+        f"profile *{config.profile}*: {budget}; trained on {places}.{more} "
+        f"The runs are `{config.dataset}/<network>-{config.profile}-seed<n>` in the results."
     )
 
 
@@ -166,7 +172,11 @@ def look_at(runs: Mapping[str, Sequence[Path]], root: Path, device: str = "auto"
     table = read_images(next(iter(runs.values()))[0]).dropna(subset="dice").sort_values("dice")
     name, views = table["name"].iloc[len(table) // 2], {}
     config = read_config(next(iter(runs.values()))[0])
-    (sample,) = (s for s in load_split(root, config.dataset, "test") if s.name == name)
+    samples = {sample.name: sample for sample in load_split(root, config.dataset, "test")}
+    if name not in samples:
+        mend = "name the data that the runs were measured on: root"
+        raise InputError("a test image is not there", path=Path(root) / config.dataset, expected=name, mend=mend)
+    sample = samples[name]
     for model, folders in runs.items():
         predict = otsu_haematoxylin if model == "Otsu" else predictor(*load_run(folders[0], device))
         dice = read_images(folders[0]).set_index("name")["dice"][name]

@@ -15,9 +15,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
 from csamnet.config import MODELS, RunConfig, make_config
 from csamnet.files import InputError, read_json
 from csamnet.paths import RESULTS
@@ -88,7 +85,19 @@ def read_run(folder: Path | str) -> dict:
     path = Path(folder) / "run.json"
     if not path.exists():
         raise InputError("this is no run folder", path=folder, expected="a folder with run.json", mend="csamnet train")
-    return read_json(path)
+    run = read_json(path)
+    if not isinstance(run.get("config"), dict) or "status" not in run:
+        mend = "move the folder out of the results"
+        raise InputError("not what csamnet train writes", path=path, expected="a status and a config", mend=mend)
+    return run
+
+
+def keep_real(folder: Path | str, card: dict) -> None:
+    """Raises InputError where a run on look-alikes would take the place of one on real images."""
+    path = Path(folder) / "run.json"
+    if path.exists() and card["kind"] == "sample" and read_run(folder).get("data", {}).get("kind") == "real":
+        mend = "name another --results, or another --root if real images were meant"
+        raise InputError("a run on real images has this name", path=folder, found="look-alike samples", mend=mend)
 
 
 def is_done(folder: Path | str, fresh: str) -> bool:
@@ -97,21 +106,26 @@ def is_done(folder: Path | str, fresh: str) -> bool:
     if not path.exists() or not (Path(folder) / "weights.safetensors").exists():
         return False
     run = read_json(path)
-    return run["status"] == "done" and run["fingerprint"] == fresh
+    return run.get("status") == "done" and run.get("fingerprint") == fresh
 
 
 def find_runs(results: Path | str = RESULTS, **wanted) -> list[Path]:
     """Folders of finished runs, sorted, whose configuration has the values `wanted`: dataset="MoNuSeg", ..."""
     folders = []
     for path in sorted(Path(results).glob("*/*/run.json")):
-        run = read_json(path)
+        run = read_run(path.parent)
         if run["status"] == "done" and all(run["config"].get(key) == value for key, value in wanted.items()):
             folders.append(path.parent)
     return folders
 
 
 def read_config(folder: Path | str) -> RunConfig:
-    return make_config(**read_run(folder)["config"])
+    """The configuration of a run. Raises InputError where its run.json is damaged or from another version."""
+    try:
+        return make_config(**read_run(folder)["config"])
+    except (TypeError, InputError) as error:
+        path, mend = Path(folder) / "run.json", "move the folder out of the results"
+        raise InputError("the configuration of a run cannot be used", path=path, found=error, mend=mend) from None
 
 
 def measured_in(folder: Path | str, dataset: str | None, split: str) -> Path:
@@ -129,21 +143,15 @@ def read_seen(folder: Path | str) -> dict[str, dict[str, str]] | None:
 def read_summary(folder: Path | str, split: str = "test") -> dict | None:
     """`summary.json` of an evaluation, or None where there is none; `split` is as `measured_in` names it."""
     path = Path(folder) / split / "summary.json"
-    return read_json(path) if path.exists() else None
-
-
-def read_images(folder: Path | str, split: str = "test") -> pd.DataFrame:
-    """`per_image.csv` of an evaluation; a name may be all digits, and stays text."""
-    return pd.read_csv(Path(folder) / split / "per_image.csv", dtype=dict.fromkeys(("name", "group", "organ"), str))
-
-
-def read_scores(folder: Path | str, split: str = "test") -> np.ndarray | None:
-    """Score histograms (images, 2, bins) of an evaluation, in the order of `per_image.csv`; None where not kept."""
-    path = Path(folder) / split / "scores.npz"
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        return stored["histograms"]
+    summary = read_json(path)
+    pooled, data = summary.get("pooled"), summary.get("data")
+    sound = isinstance(pooled, dict) and isinstance(data, dict) and data.get("kind") in ("real", "sample")
+    if not sound or not all(isinstance(value, int | float | None) for value in pooled.values()):
+        expected = "numbers, pooled and as means, and of what data they are"
+        raise InputError("not what csamnet evaluate writes", path=path, expected=expected, mend="remove this file")
+    return summary
 
 
 def libraries() -> dict[str, str]:

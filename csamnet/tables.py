@@ -10,7 +10,7 @@ import pandas as pd
 
 from csamnet.config import RunConfig
 from csamnet.datasets import get_dataset
-from csamnet.files import read_json
+from csamnet.measured import MEASURES
 from csamnet.paths import PUBLISHED, RESULTS
 from csamnet.results import find_runs, read_config, read_run, read_summary
 
@@ -29,7 +29,6 @@ TARGET = ("nucleus", "nuclei")
 """What is segmented: one, many."""
 
 LEVEL = 0.05  # of a test, after correction
-HEADLINE = ("miou", "dice", "ap", "auc")
 PERCENT = ("miou", "iou", "iou_background", "accuracy")  # the paper prints mIoU so; other scores are fractions
 
 
@@ -160,10 +159,11 @@ def costs_against_paper(dataset: str = "MoNuSeg") -> str:
 
 def costs_measured(folder: Path | str | None = None) -> str:
     """The tables that `csamnet complexity` wrote, one for each device, in Markdown; or that there are none."""
+    from csamnet.complexity import read_costs
+
     parts = []
     for path in sorted(Path(folder or RESULTS, "complexity").glob("*.json")):
-        about = read_json(path)
-        rows = []
+        about, rows = read_costs(path), []
         for row in about["rows"]:
             counted = [
                 f"{row['parameters'] / 1e6:.2f} M",
@@ -199,8 +199,9 @@ def datasets_against_paper(results: Path | str | None = None, folder: Path = PUB
 
 def _rows(name: str, found: list[dict], paper: dict, origin: str) -> list[list[str]]:
     """A row a headline measure of the runs `found`, one a seed."""
-    where, rows = "; ".join(dict.fromkeys(place(summary["run"]["hardware"]) for summary in found)), []
-    for key in HEADLINE:
+    trained = [summary["run"]["hardware"] for summary in found if summary["run"].get("parameters", 1)]
+    where, rows = "; ".join(dict.fromkeys(map(place, trained))), []
+    for key in MEASURES:
         values = [summary["pooled"][key] for summary in found]
         gap = "" if None in values else difference(key, mean(values), paper.get(key))
         printed = show(key, paper[key]) if key in paper else ""
@@ -218,7 +219,7 @@ def comparison(table: pd.DataFrame, reference: str) -> str:
     head = ["network", "seeds", "mIoU", "95 % interval", "p", "Dice", "AP", "AUC", "parameters", "multiply-adds"]
     rows = []
     for row in table.sort_values("miou", ascending=False).to_dict("records"):
-        values = {key: _with_spread(key, row) for key in HEADLINE}
+        values = {key: _with_spread(key, row) for key in MEASURES}
         ends = " to ".join(show("miou", row[f"miou_{end}"]).removesuffix(" %") for end in ("low", "high"))
         p = "reference" if row["model"] == reference else show_p(row["miou_p"])
         costs = (
@@ -227,7 +228,7 @@ def comparison(table: pd.DataFrame, reference: str) -> str:
             else ["", ""]
         )
         rows.append(
-            [row["model"], str(row["seeds"]), values["miou"], ends, p, *[values[k] for k in HEADLINE[1:]], *costs]
+            [row["model"], str(row["seeds"]), values["miou"], ends, p, *[values[k] for k in MEASURES[1:]], *costs]
         )
     return markdown(head, rows, ",".join(head[1:]))
 
@@ -255,14 +256,15 @@ def verdict(table: pd.DataFrame, reference: str, level: float = LEVEL) -> str:
         return f"Only {reference} was run: there is nothing yet to hold it against."
     told = others[others["miou_p"] < level]
     better, worse = (sorted(told.index[told["miou_mean"] > own]), sorted(told.index[told["miou_mean"] < own]))
-    open_ = len(others) - len(told)
+    images, count, open_ = rows["images"][reference], len(others), len(others) - len(told)
     said = [f"better than {reference}: {', '.join(better)}" * bool(better), f"worse: {', '.join(worse)}" * bool(worse)]
-    found = "; ".join(part for part in said if part) or "none differs"
-    images = rows["images"][reference]
-    return (
-        f"Over {images} images and after correction for {len(others)} comparisons: {found}. "
-        f"Of {open_} the test cannot say whether they differ from {reference}."
-    )
+    said += [f"of {open_} it cannot be told whether they differ from {reference}" * bool(open_)]
+    text = f"By the mIoU of {images} images, after correction for {count} comparison{'s' * (count > 1)}: "
+    text += "; ".join(part for part in said if part) + "."
+    if (least := count * 2.0 ** (1 - images)) >= level:
+        text += f" With so few images it never can be: the smallest possible p is {min(least, 1):.2g}."
+    silent = ", ".join(rows.index[rows["dice"] == 0])
+    return text + f" {silent}: nothing was called foreground, in any image." * bool(silent)
 
 
 # ------------------------------------------------------------------------------------- in the notebooks

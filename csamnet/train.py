@@ -38,6 +38,7 @@ from csamnet.results import (
     fingerprint,
     hardware,
     is_done,
+    keep_real,
     libraries,
     peak_memory_mb,
     run_folder,
@@ -66,6 +67,7 @@ def train(
     fresh = fingerprint(config, card["manifest_sha256"])
     if is_done(folder, fresh):
         return folder
+    keep_real(folder, card)
     fabric = launch(config, device, devices, nodes)
     samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
     atlas = Atlas(samples["train"], fabric.device, cache=folder)
@@ -80,6 +82,8 @@ def train(
     history = checkpoint.load()
     crops = typical_crops(atlas, config)
     if fabric.is_global_zero:
+        for old in folder.glob("*/summary.json") if not history else ():  # measured of what is now trained anew
+            old.unlink()
         write_json(folder / SEEN, {split: {s.pixels_sha256: s.name for s in of} for split, of in samples.items()})
         write_run(folder, config, card, fresh, fabric, history, network, status="training")
 
@@ -155,11 +159,8 @@ def launch(config: RunConfig, device: str, devices: int, nodes: int) -> Fabric:
     fabric = Fabric(accelerator=kind.type, devices=devices, num_nodes=nodes, precision=FABRIC_PRECISION[precision])
     fabric.launch()
     if config.batch % fabric.world_size or config.batch // fabric.world_size < 2:
-        raise InputError(
-            "the batch cannot be shared",
-            expected=f"at least 2 crops for each of {fabric.world_size} processes",
-            found=f"a batch of {config.batch}",
-        )
+        expected = f"at least 2 crops for each of {fabric.world_size} processes"
+        raise InputError("the batch cannot be shared", expected=expected, found=f"a batch of {config.batch}")
     return fabric
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import re
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,9 +17,10 @@ from csamnet.baselines import BASELINES
 from csamnet.compare import MEASURES, against, collect, compare, holm, intervals, label_variants, paired
 from csamnet.config import MODELS, RIVALS, RunConfig, experiment
 from csamnet.evaluate import evaluate_otsu, measure, write_evaluation
-from csamnet.files import write_json
-from csamnet.metrics import BINS, average_precision, coarse, roc_auc, score_histogram
-from csamnet.results import read_scores, read_summary, run_folder
+from csamnet.files import InputError, read_json, write_json
+from csamnet.measured import read_curves, read_evaluation, read_scores
+from csamnet.metrics import BINS, average_precision, coarse, from_counts, roc_auc, score_histogram
+from csamnet.results import read_summary, run_folder
 
 
 class Image:
@@ -108,7 +113,7 @@ def test_an_interval_is_that_of_resampled_images(results):
         dice = 2 * tp / (2 * tp + fp + fn)
         drawn.append([dice, average_precision_score(truth, score), roc_auc_score(truth, score)])
     ends = np.percentile(drawn, (2.5, 97.5), axis=0)
-    found = intervals([folder])
+    found = intervals([read_evaluation(folder)])
     for i, key in enumerate(("dice", "ap", "auc")):
         width = ends[1, i] - ends[0, i]
         assert found[key] == pytest.approx(ends[:, i], abs=0.25 * width), key
@@ -117,9 +122,122 @@ def test_an_interval_is_that_of_resampled_images(results):
 def test_without_kept_scores_only_the_ranking_has_no_interval(tmp_path):
     folder = run(tmp_path, "UNet", 1.0)
     (folder / "test" / "scores.npz").unlink()
-    found = intervals([folder])
+    found = intervals([read_evaluation(folder)])
     assert np.isfinite(found["miou"]).all()
     assert np.isnan(found["ap"]).all()
+
+
+def test_an_interval_lies_around_its_value_where_bins_are_too_coarse(tmp_path):
+    """Scores within one coarse bin rank by chance there; the interval is moved by what the bins miss."""
+    config = RunConfig(dataset="Toy", model="UNet", profile="short")
+    about = {"data": {"name": "Toy", "kind": "sample"}}
+    folder = run_folder(config, tmp_path)
+    write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict()})
+    rng = np.random.default_rng(0)
+    narrow = lambda truth: (0.5 + 0.004 * truth + rng.normal(0, 0.002, truth.shape)).astype(np.float32)  # noqa: E731
+    write_evaluation(folder / "test", *measure(narrow, images(12), config, {}, None), config, about)
+    one = read_evaluation(folder)
+    coarse_ap = average_precision(one.scores.sum(0))
+    assert one.summary["pooled"]["ap"] > coarse_ap + 0.02
+    low, high = intervals([one])["ap"]
+    assert low < one.summary["pooled"]["ap"] < high
+    assert high - low < 0.2
+
+
+def damage(folder, name: str, change) -> None:
+    path = folder / "test" / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+CUT = {
+    "cut": ("per_image.csv", lambda raw: raw[:400]),
+    "empty": ("per_image.csv", lambda raw: b""),
+    "binary": ("per_image.csv", lambda raw: bytes(range(256))),
+    "header": ("per_image.csv", lambda raw: raw.splitlines()[0]),
+    "a row twice": ("per_image.csv", lambda raw: raw + raw.splitlines()[-1]),
+    "a row less": ("per_image.csv", lambda raw: b"\n".join(raw.splitlines()[:-1])),
+    "no counts": ("per_image.csv", lambda raw: raw.replace(b",tp,", b",hits,")),
+    "text": ("per_image.csv", lambda raw: raw.replace(b",24,24,", b",24,24,many", 1)),
+    "other value": ("summary.json", lambda raw: re.sub(rb'"miou": [0-9.]+', b'"miou": 0.9999', raw, count=1)),
+    "text value": ("summary.json", lambda raw: re.sub(rb'"miou": [0-9.]+', b'"miou": "0.9"', raw, count=1)),
+    "no values": ("summary.json", lambda raw: b"{}"),
+    "other kind": ("summary.json", lambda raw: raw.replace(b'"sample"', b'"other"')),
+    "broken": ("scores.npz", lambda raw: raw[:100]),
+    "nothing": ("scores.npz", lambda raw: b""),
+    "of others": ("scores.npz", lambda raw: archive(np.zeros((3, 2, 770), np.uint32))),
+    "other shape": ("scores.npz", lambda raw: archive(np.zeros(5, np.uint32))),
+}
+
+
+def archive(histograms: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, histograms=histograms)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_a_damaged_evaluation_is_named(tmp_path, kind):
+    folders = {name: [run(tmp_path, name, 1.0, count=4)] for name in ("CSAMNet-S", "UNet")}
+    damage(folders["UNet"][0], *CUT[kind])
+    with pytest.raises(InputError, match=re.escape(CUT[kind][0]) + r"(?s:.*)mend: ") as error:
+        compare(folders)
+    assert "UNet-short-seed0" in str(error.value)
+
+
+def test_damaged_curves_are_named(tmp_path):
+    folder = run(tmp_path, "UNet", 1.0, count=3)
+    assert len(read_curves(folder)) > 10
+    for content in ("", "threshold,precision\n1,1\n", "threshold,precision,recall,fpr\n1,1,x,1\n"):
+        (folder / "test" / "curves.csv").write_text(content)
+        with pytest.raises(InputError, match=r"curves\.csv"):
+            read_curves(folder)
+
+
+def test_what_does_not_belong_together_is_not_compared(tmp_path):
+    ours, other = run(tmp_path, "CSAMNet-S", 1.0, count=5), run(tmp_path, "UNet", 1.0, count=4)
+    with pytest.raises(InputError, match=r"differ in images(?s:.*)UNet-short-seed0(?s:.*)CSAMNet-S-short-seed0"):
+        compare({"CSAMNet-S": [ours], "UNet": [other]})
+    other = run(tmp_path, "UNet", 1.0, count=5)
+    for change, what in (({"epochs": 1}, "budget"), ({}, "the same seed")):
+        copy = tmp_path / "copy" / what
+        shutil.copytree(other, copy)
+        found = read_json(copy / "run.json")
+        write_json(copy / "run.json", found | {"config": found["config"] | change})
+        with pytest.raises(InputError, match=what):
+            compare({"CSAMNet-S": [ours], "UNet": [other, copy]})
+    summary = read_json(other / "test" / "summary.json")
+    write_json(other / "test" / "summary.json", summary | {"data": summary["data"] | {"kind": "real"}})
+    with pytest.raises(InputError, match="differ in data"):
+        compare({"CSAMNet-S": [ours], "UNet": [other]})
+    assert collect("Toy", "short", tmp_path, "real") == {"UNet": [other]}
+    with pytest.raises(InputError, match="nothing to compare"):
+        compare({})
+
+
+def test_best_is_best_by_both_means(tmp_path):
+    """One large image and eleven small ones: first pooled, second as the mean over images; neither is marked."""
+    folders = {}
+    for model, large in (("CSAMNet-S", 0.95), ("UNet", 0.6)):
+        folders[model] = [run(tmp_path, model, 1.0)]
+        path = folders[model][0] / "test" / "per_image.csv"
+        table = pd.read_csv(path, dtype={"name": str})
+        correct = np.where(table.index == 0, large * 1e6, 576 * (0.7 if large > 0.9 else 0.9)).round().astype(int)
+        whole = np.where(table.index == 0, 1e6, 576).astype(int)
+        table["tp"], table["tn"] = correct // 2, correct - correct // 2
+        table["fp"] = table["fn"] = 0
+        table["fp"] = whole - correct
+        table["miou"] = [from_counts(*row)["miou"] for row in table[["tp", "fp", "fn", "tn"]].to_numpy().tolist()]
+        table.to_csv(path, index=False)
+        (folders[model][0] / "test" / "scores.npz").unlink()
+        path = folders[model][0] / "test" / "summary.json"
+        summary = read_json(path)
+        pooled = from_counts(*table[["tp", "fp", "fn", "tn"]].sum().tolist())
+        write_json(path, summary | {"pooled": summary["pooled"] | {key: pooled[key] for key in ("miou", "dice")}})
+    table = compare(folders).set_index("model")
+    assert table["miou"].idxmax() == "CSAMNet-S"
+    assert table["miou_mean"].idxmax() == "UNet"
+    assert table.loc["UNet", "miou_p"] < 0.05
+    assert not table["miou_best"].any()
 
 
 def test_holm_by_hand():

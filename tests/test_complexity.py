@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from csamnet import complexity as module
 from csamnet.baselines import PUBLISHED
 from csamnet.complexity import complexity, complexity_table, latency, throughput
-from csamnet.files import InputError
+from csamnet.files import InputError, write_json
 from csamnet.model import CSAMNet
 from csamnet.tables import costs_measured
 
@@ -171,6 +171,11 @@ def test_costs_are_measured_once_and_kept(tmp_path, monkeypatch):
     path = module.measure_costs(["CSAMNet-S"], tmp_path, "cpu", say=str)
     assert path == module.measure_costs(["CSAMNet-S", "DCSAU-Net"], tmp_path, "cpu", say=str)
     assert calls == [256, 1024] * 2, "what is there is not measured again"
+    monkeypatch.setattr(module, "hardware", lambda place: {"device": "cpu", "processor": "another", "threads": 1})
+    other = module.measure_costs(["CSAMNet-S"], tmp_path, "cpu", say=str)
+    assert (path.name, other.name) == ("cpu.json", "cpu-2.json")
+    assert len(module.read_costs(path)["rows"]) == 2, "another machine has a file of its own"
+    other.unlink()
     table = costs_measured(tmp_path.parent / tmp_path.name)
     assert table.startswith("*not run*"), "looks in <results>/complexity"
     (tmp_path / "complexity").mkdir()
@@ -179,3 +184,10 @@ def test_costs_are_measured_once_and_kept(tmp_path, monkeypatch):
     assert rows[4] == "| CSAMNet-S | 6.76 M | 5.6 G | 11.1 G | 256 ms | 10 MiB | 1,024 ms | 10 MiB | 4.0 (batch 2) |"
     with pytest.raises(InputError, match="unknown model"):
         module.measure_costs(["UNett"], tmp_path, "cpu")
+    about = module.read_costs(tmp_path / "complexity" / path.name)
+    (row,) = (row for row in about["rows"] if row["model"] == "CSAMNet-S")
+    rows = [None, [{"model": "UNet"}], [row | {"seconds_256": -5}], [row | {"batch": "2"}]]
+    for change in ({"libraries": {}}, *({"rows": each} for each in rows)):
+        write_json(tmp_path / "damaged.json", about | change)
+        with pytest.raises(InputError, match=r"(?s)damaged\.json.*csamnet complexity"):
+            module.read_costs(tmp_path / "damaged.json")

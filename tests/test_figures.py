@@ -18,6 +18,7 @@ from skimage.draw import disk
 
 from csamnet import architecture, figures, gallery, tables
 from csamnet.compare import label_variants
+from csamnet.files import InputError
 from csamnet.metrics import curves, image_metrics, score_histogram
 from csamnet.model import CSAMNet
 
@@ -514,9 +515,13 @@ def test_all_figures_are_made_from_results(tmp_path, monkeypatch, curve):
 
 
 def test_without_runs_there_are_the_figures_that_need_none(tmp_path):
+    with pytest.raises(InputError, match="there are no results"):
+        gallery.make_figures(tmp_path / "results", tmp_path / "out")
+    (tmp_path / "results").mkdir()
     made = gallery.make_figures(tmp_path / "results", tmp_path / "out")
-    assert [path.name for path in made] == ["architecture", "cost-paper"]
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".pdf"] * 2 + [".png"] * 2 + [".svg"] * 2
+    names = [f"{name}.{kind}" for name in ("architecture", "cost-paper") for kind in ("svg", "png", "pdf")]
+    assert [path.name for path in made] == names
+    assert sorted((tmp_path / "out").iterdir()) == sorted(made)
 
 
 # -------------------------------------------------------------------------------------------- explorer

@@ -16,7 +16,7 @@ from csamnet import notebooks, tables
 from csamnet.compare import compare
 from csamnet.config import make_config
 from csamnet.evaluate import write_evaluation
-from csamnet.files import InputError, write_json
+from csamnet.files import InputError, read_json, write_json
 from csamnet.metrics import BINS, coarse, image_metrics
 from csamnet.prepare import prepare
 from csamnet.results import hardware, libraries, run_folder
@@ -86,10 +86,15 @@ def test_impossible_parameters_are_refused(wrong, message):
         notebooks.notebook_config(GIVEN | wrong, NAMES)
 
 
-def test_parameters_make_a_run():
+def test_parameters_make_a_run(tmp_path, monkeypatch):
     config, root, results, device = notebooks.notebook_config(GIVEN | {"epochs": 2, "dataset": "monuseg"}, NAMES)
     assert config == make_config("sample", epochs=2)
-    assert (root.name, results.name, device) == ("prepared", "results", "auto")
+    assert (root.parts[-2:], results.name, device) == (("prepared", "samples"), "results", "auto")
+    assert notebooks.notebook_config(GIVEN | {"profile": "paper"}, NAMES)[1].name == "prepared"
+    (tmp_path / "MoNuSeg").mkdir()
+    (tmp_path / "MoNuSeg" / "dataset.json").touch()
+    monkeypatch.setattr(notebooks, "PREPARED", tmp_path)
+    assert notebooks.notebook_config(dict(GIVEN), NAMES)[1] == tmp_path, "prepared images before look-alikes"
 
 
 def test_a_cell_can_be_run_again():
@@ -349,6 +354,8 @@ EXPERIMENT = dict.fromkeys(("epochs", "steps_per_epoch", "measured", "root", "re
         ({"profile": "smaple"}, "did you mean 'sample'?"),
         ({"models": "UNet, DSCAU-Net"}, "did you mean 'DCSAU-Net'?"),
         ({"seeds": 0}, "seeds cannot be used"),
+        ({"seeds": True}, "seeds cannot be used"),
+        ({"models": 5}, "unknown model"),
         ({"epochs": 0}, "epochs cannot be used"),
         ({"dataset": "MonuSag"}, "did you mean MoNuSeg?"),
     ],
@@ -390,3 +397,21 @@ def test_pages_of_what_was_measured_hold_with_one_run_alone(tmp_path):
         text = notebooks.about_runs(runs, config)
         text += tables.verdict(compare(runs, config.model), config.model) if runs else ""
         assert said in text
+    rival = ROOT / "results" / "MoNuSeg" / "UNet-brief-seed0"
+    shutil.copytree(rival, tmp_path / "rivals" / "MoNuSeg" / rival.name)
+    given = EXPERIMENT | {"results": str(tmp_path / "rivals"), "measured": 1}
+    *_, runs = notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
+    assert runs == {}, "nothing to hold it against"
+    run = read_json(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-brief-seed0" / "run.json")
+    folder = tmp_path / "rivals" / "MoNuSeg" / "CSAMNet-S-brief-seed0"
+    shutil.copytree(ROOT / "results" / "MoNuSeg" / folder.name, folder)
+    summary = read_json(folder / "test" / "summary.json")
+    write_json(folder / "test" / "summary.json", summary | {"data": run["data"] | {"kind": "sample"}})
+    *_, runs = notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
+    assert runs == {}, "look-alikes are not what was measured on real images"
+
+
+def test_models_of_an_experiment():
+    names = notebooks.chosen_models("comparison", "sample", "UNet-small,, SegNet-small, Otsu, UNet-small")
+    assert names == ["CSAMNet-XS", "UNet-small", "SegNet-small"]
+    assert len(notebooks.chosen_models("comparison", "paper", "")) == 14

@@ -92,9 +92,13 @@ def test_the_verdict_names_what_differs_and_counts_what_does_not():
     text = tables.verdict(side_by_side(), "CSAMNet-S")
     assert "14 images" in text
     assert "worse: Otsu" in text
-    assert "Of 1 the test cannot say" in text
+    assert "of 1 it cannot be told" in text
     alone = side_by_side().iloc[:2]
-    assert "none differs" in tables.verdict(alone, "CSAMNet-S")
+    assert "1 comparison: of 1 it cannot be told" in tables.verdict(alone, "CSAMNet-S")
+    assert "smallest possible p" not in tables.verdict(alone, "CSAMNet-S")
+    few = tables.verdict(side_by_side().assign(images=4, miou_p=1.0), "CSAMNet-S")
+    assert "the smallest possible p is 0.25" in few, "2 of 2**4 ways, twice for two comparisons"
+    assert "Otsu: nothing was called" in tables.verdict(side_by_side().assign(dice=[0.8, 0.8, 0]), "CSAMNet-S")
     assert tables.verdict(alone.iloc[:1], "CSAMNet-S").startswith("Only CSAMNet-S was run")
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +20,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import make_tree, settings
+from tiny import digest, make_tree, settings
 from torch import nn
 
 from csamnet import results
 from csamnet import train as module
 from csamnet.data import Atlas, load_split
-from csamnet.evaluate import build_model, load_run, validate, validation_scores
-from csamnet.files import InputError
+from csamnet.evaluate import build_model, evaluate, evaluate_otsu, load_run, validate, validation_scores
+from csamnet.files import InputError, read_json, write_json
 from csamnet.losses import dice_loss, segmentation_loss
 from csamnet.model import CSAMNet
 from csamnet.train import (
@@ -208,6 +209,43 @@ def test_another_seed_is_another_run(tree, tmp_path):
         for seed in (1, 2)
     )
     assert not any(torch.equal(one[key], other[key]) for key in one if key.endswith("weight"))
+
+
+def test_training_anew_forgets_what_was_measured_before(tree, tmp_path):
+    once = settings(epochs=1, steps_per_epoch=1)
+    folder = train(once, tree, results=tmp_path, device="cpu")
+    evaluate(folder, tree, device="cpu")
+    assert train(once, tree, results=tmp_path, device="cpu") == folder
+    assert results.read_summary(folder), "nothing was trained"
+    assert train(replace(once, steps_per_epoch=2), tree, results=tmp_path, device="cpu") == folder
+    assert results.read_summary(folder) is None
+
+
+def test_a_run_on_look_alikes_does_not_take_the_place_of_one_on_real_images(tree, tmp_path):
+    config = settings(epochs=1, steps_per_epoch=1)
+    for kind in ("real", "sample"):
+        shutil.copytree(tree, tmp_path / kind)
+        card = read_json(tmp_path / kind / "MoNuSeg" / "dataset.json")
+        write_json(tmp_path / kind / "MoNuSeg" / "dataset.json", card | {"kind": kind})
+    folder = train(config, tmp_path / "real", results=tmp_path / "results", device="cpu")
+    otsu = evaluate_otsu(config, tmp_path / "real", tmp_path / "results")
+    before = digest(tmp_path / "results")
+    with pytest.raises(InputError, match=r"a run on real images has this name(?s:.*)--results"):
+        train(replace(config, epochs=2), tmp_path / "sample", results=tmp_path / "results", device="cpu")
+    before.pop(str((otsu / "run.json").relative_to(tmp_path / "results")))
+    write_json(otsu / "run.json", read_json(otsu / "run.json") | {"fingerprint": ""})
+    (otsu / "test" / "summary.json").unlink()
+    with pytest.raises(InputError, match="a run on real images has this name"):
+        evaluate_otsu(config, tmp_path / "sample", tmp_path / "results")
+    after = digest(tmp_path / "results")
+    assert {key: after[key] for key in before if key in after} == {k: v for k, v in before.items() if k in after}
+    assert folder.exists()
+
+
+def test_a_threshold_is_not_trained(tree, tmp_path):
+    with pytest.raises(InputError, match="Otsu is a threshold and is not trained"):
+        train(settings(model="Otsu"), tree, results=tmp_path, device="cpu")
+    assert not any(tmp_path.rglob("run.json"))
 
 
 def poison(monkeypatch, step: int, gradient_only: bool = False) -> None:
