@@ -81,8 +81,11 @@ def progress(out: Annotated[Path, typer.Argument(help="Folder that csamnet slide
 
 def _counts(row: dict) -> str:
     if row.get("cells") == 0:
-        return "; no tissue was found: --whole takes all for it"
-    return f"; {row['nuclei']:,} nuclei, {row['tissue_mm2']:.3g} mm2 of tissue" if "nuclei" in row else ""
+        return "; hardly any tissue was found: --whole takes all for it"
+    if "nuclei" not in row:
+        return ""
+    area = f", {row['tissue_mm2']:.3g} mm2 of tissue" if row["tissue_mm2"] == row["tissue_mm2"] else ""
+    return f"; {row['nuclei']:,} nuclei{area}" if row["nuclei"] else f"; no nuclei{area}: is the resolution right?"
 
 
 def _region(text: str | None) -> tuple[int, int, int, int] | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from itertools import repeat
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,9 +123,14 @@ def share_slides(
     try:
         with ProcessPoolExecutor(devices, context, _start_worker, start) as pool:
             jobs = pool.map(_shared, folders, folders.values(), repeat(options), repeat(weights))
-            for done, row in enumerate(jobs, 1):
-                rows.append(row)
-                on_slide(done, len(folders))
+            try:
+                for done, row in enumerate(jobs, 1):
+                    rows.append(row)
+                    on_slide(done, len(folders))
+            except KeyboardInterrupt:  # else the pool would first finish what it has begun
+                for worker in active_children():
+                    worker.terminate()
+                raise
     except BrokenProcessPool:
         mend = "the same command goes on where they were; it may need fewer devices or smaller batches"
         raise InputError("a process was killed, maybe for want of memory", path=out, mend=mend) from None
@@ -132,11 +140,18 @@ def share_slides(
 def _start_worker(name_or_path: Path | str, kind: str, threads: int, numbers) -> None:
     """Load the network into this process, on the device of its number."""
     global _model
+    _end_with_parent()
     number = numbers.get()
     if kind == "cuda":
         torch.cuda.set_device(number)
     torch.set_num_threads(threads)
     _model = load(name_or_path, kind)
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process when the one that started it is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _shared(path: Path, folder: Path, options: Options, weights: str) -> dict:
@@ -373,7 +388,7 @@ def _work(
         blocks = blocks_of(tiles, grid.tile, frame)
         find = Nuclei(folder, frame, printable(folder.name), cut, options.min_area)
         if options.workers > 1:
-            with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+            with ProcessPoolExecutor(options.workers, get_context("spawn"), _end_with_parent) as pool:
                 deque(pool.map(find, blocks), 0)
         else:
             deque(map(find, blocks), 0)

@@ -58,7 +58,7 @@ class Slide:
     def scale(self, mpp: float | None) -> float:
         """Pixels of level 0 per pixel at `mpp` (None: 1). Raises InputError where the resolution is not known."""
         if mpp is not None and self.mpp is None:
-            expected, mend = "micrometres per pixel (mpp)", "look it up and give it: --mpp 0.25, for instance"
+            expected, mend = "micrometres per pixel (mpp)", "give it: --mpp 0.25 for 40x, --mpp 0.5 for 20x"
             raise InputError("a slide does not say its resolution", path=self.path, expected=expected, mend=mend)
         return 1.0 if mpp is None else mpp / self.mpp
 

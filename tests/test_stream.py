@@ -353,6 +353,30 @@ def test_processes_share_a_folder_of_slides(tmp_path):
         share_slides(weights, slides, tmp_path / "two", options, device="cpu", devices=os.cpu_count() + 1)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_processes_that_share_slides_end_with_the_one_that_started_them(tmp_path, how):
+    slides = [pyramid(tmp_path / f"{i}.svs", [discs(i, 1600, 1600)[0]]) for i in range(2)]
+    command = [sys.executable, "-m", "csamnet", "slide", *map(str, slides), "--out", str(tmp_path / "out"), "--whole"]
+    command += ["--weights", "MoNuSeg", "--device", "cpu", "--devices", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(stream.__file__).parents[1])}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as main:
+        limit = time.time() + 120
+        while len([*tmp_path.glob("out/*/progress.json")]) < 2 and time.time() < limit:
+            time.sleep(0.1)
+        children = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text().split()
+        assert len(children) >= 2
+        main.send_signal(how)
+        said = main.stderr.read().decode()  # until the last process that holds it has ended
+    assert main.returncode in (130, -how)
+    assert "Traceback" not in said
+    limit = time.time() + 10
+    while (left := [child for child in children if Path(f"/proc/{child}").exists()]) and time.time() < limit:
+        time.sleep(0.05)
+    assert not left
+    assert set(overview(tmp_path / "out")["status"]) == {"stopped"}, "not worked to their end first"
+
+
 def test_how_far_slides_are(tmp_path, model, path):
     with pytest.raises(InputError, match="no slide was begun"):
         overview(tmp_path)
