@@ -222,3 +222,9 @@ def test_a_real_profile_is_not_run_on_look_alikes(workflow):
     _, run = workflow
     with pytest.raises(AssertionError, match="name the folder of releases"):
         run("profile=paper")
+
+
+def test_the_book_leaves_out_what_tools_leave_at_the_top():
+    """The tests' cache holds a README, which is no page of the book: `make test` and then `make book`."""
+    left_out = yaml.safe_load((ROOT / "_config.yml").read_text())["exclude_patterns"]
+    assert {".pytest_cache", ".ruff_cache", ".venv", ".snakemake", "results"} <= set(left_out)
