@@ -6,9 +6,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +19,7 @@ from csamnet.baselines import PUBLISHED
 from csamnet.config import make_config
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision
 from csamnet.files import InputError, read_json, write_json
+from csamnet.processes import fresh_processes
 from csamnet.results import hardware, libraries
 
 
@@ -175,7 +174,7 @@ MEMORY = ("peak_memory_mb_256", "peak_memory_mb_1024")
 
 def _apart(name: str, device: str) -> dict[str, float]:
     """`_measured` in a process of its own, since one that has held a large network keeps its memory."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    with fresh_processes(1) as pool:
         return pool.submit(_measured, name, device).result()
 
 

@@ -39,10 +39,11 @@ def make_figures(
 def of_experiments(
     dataset: str, profile: str, results: Path | str = RESULTS, root: Path | str | None = None
 ) -> dict[str, Figure]:
-    """The figures of a comparison and an ablation, as far as they were run; none without the network itself."""
-    found, made = collect(dataset, profile, results), {}
-    kinds = {read_summary(folders[0])["data"]["kind"] for folders in found.values()}
-    found = collect(dataset, profile, results, "real") if len(kinds) > 1 else found
+    """The figures of a comparison and an ablation, as far as they were run; none without the network itself.
+
+    Of runs on real images where there are some, else of those on look-alikes: never of both.
+    """
+    found, made = collect(dataset, profile, results, "real") or collect(dataset, profile, results, "sample"), {}
     rivals, variants = ({name: found[name] for name in names if name in found} for names in _names(profile))
     ours, whole = (experiment(kind, profile)[0] for kind in ("comparison", "ablation"))
     if ours not in rivals:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import shutil
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from itertools import repeat
-from multiprocessing import active_children, get_context
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +42,7 @@ from csamnet.datasets import DATASETS
 from csamnet.evaluate import pick_device, pick_precision
 from csamnet.files import InputError, atomic, printable, read_json, sha256_array, sha256_file, write_json
 from csamnet.inference import load, stems
+from csamnet.processes import fresh_processes
 from csamnet.results import code_sha256
 from csamnet.slides import Slide
 from csamnet.stream import Clock, Grid, Network, infer
@@ -112,25 +109,19 @@ def share_slides(
     Raises InputError where there are not so many devices, and where a process is killed; what was done is kept.
     """
     check(options, out)
-    weights, kind, context = _weights_sha256(load(name_or_path, "cpu")), pick_device(device).type, get_context("spawn")
-    most = torch.cuda.device_count() if kind == "cuda" else os.cpu_count()
-    if not 1 <= devices <= most:
+    weights, kind = _weights_sha256(load(name_or_path, "cpu")), pick_device(device).type
+    if not 1 <= devices <= (most := torch.cuda.device_count() if kind == "cuda" else os.cpu_count()):
         raise InputError("there are not so many devices", expected=f"1 to {most}", found=devices)
-    numbers, folders, rows = context.SimpleQueue(), _folders(paths, out), []
+    numbers, folders, rows = get_context("spawn").SimpleQueue(), _folders(paths, out), []
     for number in range(devices):
         numbers.put(number)
-    start = name_or_path, kind, max(1, os.cpu_count() // devices), numbers
+    threads = max(1, os.cpu_count() // devices)
     try:
-        with ProcessPoolExecutor(devices, context, _start_worker, start) as pool:
+        with fresh_processes(devices, _start_worker, name_or_path, kind, threads, numbers) as pool:
             jobs = pool.map(_shared, folders, folders.values(), repeat(options), repeat(weights))
-            try:
-                for done, row in enumerate(jobs, 1):
-                    rows.append(row)
-                    on_slide(done, len(folders))
-            except KeyboardInterrupt:  # else the pool would first finish what it has begun
-                for worker in active_children():
-                    worker.terminate()
-                raise
+            for done, row in enumerate(jobs, 1):
+                rows.append(row)
+                on_slide(done, len(folders))
     except BrokenProcessPool:
         mend = "the same command goes on where they were; it may need fewer devices or smaller batches"
         raise InputError("a process was killed, maybe for want of memory", path=out, mend=mend) from None
@@ -140,18 +131,11 @@ def share_slides(
 def _start_worker(name_or_path: Path | str, kind: str, threads: int, numbers) -> None:
     """Load the network into this process, on the device of its number."""
     global _model
-    _end_with_parent()
     number = numbers.get()
     if kind == "cuda":
         torch.cuda.set_device(number)
     torch.set_num_threads(threads)
     _model = load(name_or_path, kind)
-
-
-def _end_with_parent() -> None:
-    """Have Linux end this process when the one that started it is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _shared(path: Path, folder: Path, options: Options, weights: str) -> dict:
@@ -376,10 +360,8 @@ def _work(
         job.update(rows=rows, seconds=before + time.perf_counter() - began)
         write_json(folder / "progress.json", job)
 
-    network, array = (
-        Network(model, config.tile, config.precision, config.tta),
-        zarr.open_array(folder / "probability.zarr"),
-    )
+    network = Network(model, config.tile, config.precision, config.tta)
+    array = zarr.open_array(folder / "probability.zarr")
     with clock("inference"):
         if job["rows"] < frame.height:
             infer(slide, network, grid, tiles, array, batch=job["batch"], start=job["rows"], clock=clock,
@@ -388,7 +370,7 @@ def _work(
         blocks = blocks_of(tiles, grid.tile, frame)
         find = Nuclei(folder, frame, printable(folder.name), cut, options.min_area)
         if options.workers > 1:
-            with ProcessPoolExecutor(options.workers, get_context("spawn"), _end_with_parent) as pool:
+            with fresh_processes(options.workers) as pool:
                 deque(pool.map(find, blocks), 0)
         else:
             deque(map(find, blocks), 0)
