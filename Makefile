@@ -47,7 +47,7 @@ format: $(INSTALLED)
 	@ruff check --fix . && ruff format .
 
 bench: $(INSTALLED)
-	@csamnet bench
+	@python benchmarks/network.py
 
 clean:
 	rm -rf _build book/_generated book/executed book/vendor data/prepared/samples data/samples \

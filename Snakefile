@@ -72,7 +72,7 @@ def reading(wildcards):
 
 def page(wildcards):
     """What a page depends on besides data and results: the template, the code, of the table its own entry."""
-    code = {str(path) for path in Path("csamnet").glob("*.py")} - {"csamnet/datasets.py", "csamnet/bench.py"}
+    code = {str(path) for path in Path("csamnet").glob("*.py")} - {"csamnet/datasets.py"}
     return [repr(TABLE[wildcards.dataset]), text("notebooks/dataset.ipynb", "csamnet/figures.mplstyle", *code)]
 
 

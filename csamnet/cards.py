@@ -1,4 +1,4 @@
-"""Data cards: what a data set is, where it comes from, how it is split, and the paper's counts beside those found."""
+"""Data cards: what a data set is, where it comes from, how it is split, the paper's counts; and what is here of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from csamnet.config import RunConfig
 from csamnet.datasets import DATASETS, Dataset
-from csamnet.files import write_text
+from csamnet.files import read_json, sha256_file, write_text
 from csamnet.paths import DATA, PUBLISHED
 from csamnet.tables import markdown
 
@@ -86,6 +86,41 @@ def overview(entries: Iterable[Dataset] = DATASETS.values()) -> str:
         organ = paper.get("organ") or entry.organ
         rows.append([name, entry.modality, organ, paper.get("images", "not used"), objects, entry.licence])
     return markdown(head, rows, "objects (paper)")
+
+
+def inventory(root: Path | str, samples: Path | str) -> pd.DataFrame:
+    """What is prepared in `root`, or as a look-alike in `samples`: a row a data set, also of one's own.
+
+    Columns: name, modality, state (absent, sample, prepared, damaged), train, val, test (images), objects,
+    licence, bytes (on disk).
+    """
+    places = (Path(root), Path(samples))
+    found = sorted(card.parent.name for card in Path(root).glob("*/dataset.json"))
+    return pd.DataFrame([_found_row(name, places) for name in dict.fromkeys([*DATASETS, *found])])
+
+
+def _found_row(name: str, places: tuple[Path, ...]) -> dict:
+    modality, licence = (getattr(DATASETS.get(name), key, "") for key in ("modality", "licence"))
+    row = {"name": name, "modality": modality, "state": "absent", "train": 0, "val": 0, "test": 0, "objects": 0}
+    row |= {"licence": licence, "bytes": 0}
+    folder = next((place / name for place in places if (place / name / "dataset.json").is_file()), None)
+    if folder:
+        row |= _state(folder) | {"bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
+    return row
+
+
+def _state(folder: Path) -> dict:
+    """What dataset.json tells; damaged where it cannot be read or is not that of the manifest."""
+    try:
+        card = read_json(folder / "dataset.json")
+        state = {"real": "prepared", "sample": "sample"}[card["kind"]]
+        whole = sha256_file(folder / "manifest.csv") == card["manifest_sha256"]
+        own = {"modality": card["own"]["modality"]} if "own" in card else {}
+        counts = {split: int(card["counts"][split]) for split in ("train", "val", "test")}
+        counts |= {"objects": sum(map(int, card["objects"].values())), "licence": str(card["licence"])}
+        return {"state": state if whole else "damaged"} | counts | own
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):
+        return {"state": "damaged"}
 
 
 def write_cards(folder: Path = DATA) -> list[Path]:

@@ -46,8 +46,7 @@ def data(
     cards: Annotated[bool, typer.Option("--cards", help="Write the data cards in data/ anew.")] = False,
 ):
     """List the data sets: what they are, and what is here of each."""
-    from csamnet.cards import write_cards
-    from csamnet.download import overview
+    from csamnet.cards import inventory, write_cards
 
     table = Table(
         box=SIMPLE_HEAD, pad_edge=False, caption="absent: csamnet download NAME fetches it, or says how to get it"
@@ -55,7 +54,7 @@ def data(
     for heading in ("data set", "modality", "state", "train/val/test", "objects", "licence"):
         side = "right" if heading in ("train/val/test", "objects") else "left"
         table.add_column(heading, no_wrap=heading not in ("modality", "licence"), justify=side)
-    for row in overview(root, root / "samples").to_dict("records"):
+    for row in inventory(root, root / "samples").to_dict("records"):
         images = f"{row['train']}/{row['val']}/{row['test']}"
         here = ["", ""] if row["state"] == "absent" else [images, f"{row['objects']:,}"]
         table.add_row(row["name"], row["modality"], row["state"], *here, row["licence"])
@@ -256,11 +255,3 @@ def complexity(
 
 command(slide)
 command(progress)
-
-
-@command
-def bench(device: Device = "auto"):
-    """Print how fast the default path is, as ratios within this run."""
-    from csamnet.bench import run_bench
-
-    run_bench(device, console)

@@ -1,4 +1,4 @@
-"""The files of a release from their host, whole or absent; and what is here of each data set."""
+"""The files of a release from their host, whole or absent."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
-import pandas as pd
-
 from csamnet import __version__
-from csamnet.datasets import DATASETS, File, get_dataset
-from csamnet.files import InputError, read_json, sha256_file
+from csamnet.datasets import File, get_dataset
+from csamnet.files import InputError
 
 WAITS = (0, 1, 3, 6)
 """Seconds before each try of a connection that fails or drops."""
@@ -122,38 +120,3 @@ def steps(name: str) -> str:
     }
     head = f"{entry.title or entry.name} ({entry.modality}, {entry.organ})"
     return "\n".join([head, *(f"  {what}: {text}" for what, text in rows.items() if text)])
-
-
-def overview(root: Path | str, samples: Path | str) -> pd.DataFrame:
-    """What is prepared in `root`, or as a look-alike in `samples`: a row a data set, also of one's own.
-
-    Columns: name, modality, state (absent, sample, prepared, damaged), train, val, test (images), objects,
-    licence, bytes (on disk).
-    """
-    places = (Path(root), Path(samples))
-    found = sorted(card.parent.name for card in Path(root).glob("*/dataset.json"))
-    return pd.DataFrame([_row(name, places) for name in dict.fromkeys([*DATASETS, *found])])
-
-
-def _row(name: str, places: tuple[Path, ...]) -> dict:
-    modality, licence = (getattr(DATASETS.get(name), key, "") for key in ("modality", "licence"))
-    row = {"name": name, "modality": modality, "state": "absent", "train": 0, "val": 0, "test": 0, "objects": 0}
-    row |= {"licence": licence, "bytes": 0}
-    folder = next((place / name for place in places if (place / name / "dataset.json").is_file()), None)
-    if folder:
-        row |= _state(folder) | {"bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
-    return row
-
-
-def _state(folder: Path) -> dict:
-    """What dataset.json tells; damaged where it cannot be read or is not that of the manifest."""
-    try:
-        card = read_json(folder / "dataset.json")
-        state = {"real": "prepared", "sample": "sample"}[card["kind"]]
-        whole = sha256_file(folder / "manifest.csv") == card["manifest_sha256"]
-        own = {"modality": card["own"]["modality"]} if "own" in card else {}
-        counts = {split: int(card["counts"][split]) for split in ("train", "val", "test")}
-        counts |= {"objects": sum(map(int, card["objects"].values())), "licence": str(card["licence"])}
-        return {"state": state if whole else "damaged"} | counts | own
-    except (ValueError, OSError, LookupError, TypeError, AttributeError):
-        return {"state": "damaged"}

@@ -44,7 +44,7 @@ def weights(tmp_path) -> Path:
 def test_help_names_every_command():
     code, text = call("--help")
     assert code == 0
-    for name in ("samples", "prepare", "train", "evaluate", "predict", "notebook", "bench"):
+    for name in ("samples", "prepare", "train", "evaluate", "predict", "notebook"):
         assert name in text
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from csamnet.cards import inventory
 from csamnet.datasets import DATASETS, Dataset, File
-from csamnet.download import download, overview, steps
+from csamnet.download import download, steps
 from csamnet.files import InputError, read_json, write_json
 from csamnet.images import write_image
 from csamnet.prepare import prepare
@@ -300,7 +301,7 @@ def test_overview_tells_absent_sample_prepared_and_damaged(tmp_path):
     shutil.copytree(prepare("MoNuSeg", source, samples), samples / "PUMA")
     (root / "Kumar" / "manifest.csv").write_text("other")
     (root / "CPM17" / "dataset.json").write_text("[")
-    table = overview(root, samples).set_index("name")
+    table = inventory(root, samples).set_index("name")
     assert list(table.index) == list(DATASETS)
     found = table["state"].to_dict()
     assert {name: state for name, state in found.items() if state != "absent"} == {
@@ -319,12 +320,12 @@ def test_overview_tells_absent_sample_prepared_and_damaged(tmp_path):
 def test_overview_knows_data_of_ones_own(tmp_path):
     folder = prepare("MoNuSeg", lay(tmp_path / "source"), tmp_path / "root").rename(tmp_path / "root" / "mine")
     write_json(folder / "dataset.json", read_json(folder / "dataset.json") | {"own": {"modality": "CT", "mpp": None}})
-    row = overview(tmp_path / "root", tmp_path).set_index("name").loc["mine"]
+    row = inventory(tmp_path / "root", tmp_path).set_index("name").loc["mine"]
     assert row[["modality", "state", "objects"]].to_list() == ["CT", "prepared", 6]
 
 
 def test_overview_of_nothing(tmp_path):
-    table = overview(tmp_path, tmp_path / "samples")
+    table = inventory(tmp_path, tmp_path / "samples")
     assert set(table["state"]) == {"absent"}
     assert list(table) == ["name", "modality", "state", "train", "val", "test", "objects", "licence", "bytes"]
     assert not table.isna().any(axis=None)
@@ -343,7 +344,7 @@ def test_a_card_with_other_values_is_damaged(tmp_path, key, value):
     folder = prepare("MoNuSeg", lay(tmp_path / "source"), tmp_path)
     card = read_json(folder / "dataset.json") | {"licence": 1}
     (folder / "dataset.json").write_text(json.dumps(card))
-    row = overview(tmp_path, tmp_path).set_index("name").loc["MoNuSeg"]
+    row = inventory(tmp_path, tmp_path).set_index("name").loc["MoNuSeg"]
     assert (row["state"], row["licence"]) == ("prepared", "1")
     (folder / "dataset.json").write_text(json.dumps(card | {key: value}))
-    assert overview(tmp_path, tmp_path).set_index("name").loc["MoNuSeg", "state"] == "damaged"
+    assert inventory(tmp_path, tmp_path).set_index("name").loc["MoNuSeg", "state"] == "damaged"

@@ -26,7 +26,7 @@ MODULES = {p.relative_to(PACKAGE).as_posix()[:-3]: ast.parse(p.read_text()) for 
 ORDER = """
 files paths processes images manifest datasets download slides samples readers prepare config results model baselines
 losses data instances metrics measured evaluate complexity tables cards train inference compare architecture figures
-explorer notebooks gallery burden stream slide_figures slide_jobs viewer bench terminal cli_slide cli
+explorer notebooks gallery burden stream slide_figures slide_jobs viewer terminal cli_slide cli
 """
 """Each file or folder of csamnet imports only from those before it."""
 
@@ -117,7 +117,7 @@ def code_lines(name: str) -> int:
 
 
 PAGES = {"figures", "architecture", "tables", "gallery", "notebooks", "explorer", "cards", "viewer", "slide_figures",
-         "complexity", "compare", "measured", "processes", "bench"}  # fmt: skip
+         "complexity", "compare", "measured", "processes"}  # fmt: skip
 SLIDES = {"slides", "stream", "slide_jobs", "burden", "cli_slide"}
 
 

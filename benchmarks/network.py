@@ -1,10 +1,13 @@
 """How fast the default path is, as ratios within one run; nothing here is asserted.
 
+    make bench, or python benchmarks/network.py [--device auto]
+
 "Plain" is the same network in float32, contiguous, eager, which is what one gets without thinking about it.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -14,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from csamnet.config import RunConfig, make_config
@@ -37,7 +39,7 @@ class Noise:
         return self.image()[..., 0] > 200
 
 
-def run_bench(device: str, console: Console, rounds: int = 3) -> None:
+def main(device: str, rounds: int = 3) -> None:
     """Print medians over `rounds` interleaved rounds, and their ratios."""
     place = pick_device(device)
     config = make_config("paper", batch=16 if place.type == "cuda" else 2)
@@ -46,14 +48,14 @@ def run_bench(device: str, console: Console, rounds: int = 3) -> None:
     seconds = measure(workloads(config, atlas, place), place, rounds)
     about = hardware(place)
     where = about["device"] if place.type == "cuda" else f"{about['processor']}, {about['threads']} threads"
-    console.print(f"{where}; {pick_precision('auto', place)}, batch {config.batch}, medians of {rounds} rounds")
+    print(f"{where}; {pick_precision('auto', place)}, batch {config.batch}, medians of {rounds} rounds")
     for name, value in seconds.items():
-        console.print(f"  {name:40}{value:9.4f} s")
+        print(f"  {name:40}{value:9.4f} s")
     infer, step = seconds["inference, default"], seconds["training step, default"]
-    console.print(f"inference: {seconds['inference, plain'] / infer:.2f} times as fast as plain")
-    console.print(f"training step: {seconds['training step, plain'] / step:.2f} times as fast as plain")
-    console.print(f"crops: {100 * seconds['crops of one step'] / step:.1f} % of a training step")
-    console.print(f"training loop: {100 * (seconds['training loop, one turn'] / step - 1):.1f} % over the step alone")
+    print(f"inference: {seconds['inference, plain'] / infer:.2f} times as fast as plain")
+    print(f"training step: {seconds['training step, plain'] / step:.2f} times as fast as plain")
+    print(f"crops: {100 * seconds['crops of one step'] / step:.1f} % of a training step")
+    print(f"training loop: {100 * (seconds['training loop, one turn'] / step - 1):.1f} % over the step alone")
 
 
 def workloads(config: RunConfig, atlas: Atlas, device: torch.device) -> dict[str, Callable[[], object]]:
@@ -105,3 +107,9 @@ def measure(work: dict[str, Callable[[], object]], device: torch.device, rounds:
                 torch.cuda.synchronize(device)
             times[name].append(time.perf_counter() - started)
     return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    main(parser.parse_args().device)
