@@ -22,6 +22,8 @@ MEASURED = ["MoNuSeg", "LIDC-IDRI", "BUSI"]  # with runs on real images under re
 PROFILE, SEED = config.get("profile", "sample"), config.get("seed", 0)
 EXPERIMENT, SEEDS = "MoNuSeg", int(config.get("seeds", 1))  # of the comparison and the ablation
 RELEASES = str(config.get("data") or "")  # folder of real releases; look-alikes are made where it is empty
+ELSEWHERE = ["PUMA"]  # data sets on which the experiment's network is measured as well
+CODE = "csamnet/*.py", "csamnet/datasets.toml", "csamnet/figures.mplstyle"
 ROOT = "data/prepared" if RELEASES else "data/prepared/samples"
 
 if PROFILE != "sample" and not RELEASES:
@@ -30,7 +32,7 @@ if PROFILE != "sample" and not RELEASES:
 
 wildcard_constraints:
     dataset="|".join(TABLE),
-    kind="comparison|ablation",
+    kind="comparison|ablation|generalisation",
     slides="BACH2018|InHouse",
 
 
@@ -72,8 +74,7 @@ def reading(wildcards):
 
 def page(wildcards):
     """What a page depends on besides data and results: the template, the code, of the table its own entry."""
-    code = {str(path) for path in Path("csamnet").glob("*.py")} - {"csamnet/datasets.py"}
-    return [repr(TABLE[wildcards.dataset]), text("notebooks/dataset.ipynb", "csamnet/figures.mplstyle", *code)]
+    return [repr(TABLE[wildcards.dataset]), text("notebooks/dataset.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py")]
 
 
 def run(wildcards, input):
@@ -83,7 +84,7 @@ def run(wildcards, input):
 
 
 def config_of(model, seed):
-    return make_config(PROFILE, dataset=EXPERIMENT, model=model, seed=int(seed))
+    return make_config(PROFILE, dataset=EXPERIMENT, seed=int(seed), **({"model": model} if model else {}))
 
 
 def configs(wildcards):
@@ -104,7 +105,7 @@ def fingerprints(wildcards, input):
 
 def experiment_page(wildcards):
     """What the page of an experiment depends on besides data and results."""
-    return text(f"notebooks/{wildcards.kind}.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py")
+    return text(f"notebooks/{wildcards.kind}.ipynb", *CODE)
 
 
 def results(wildcards):
@@ -186,10 +187,34 @@ rule experiment:
         first=f"book/executed/{EXPERIMENT}.ipynb",  # trains the network that the others are held against
     output:
         "book/executed/{kind}.ipynb",
+    wildcard_constraints:
+        kind="comparison|ablation",
     params:
         given=f"-p dataset={EXPERIMENT} -p profile={PROFILE} -p seeds={SEEDS}" + ("" if RELEASES else f" -p root={ROOT}"),
         fingerprints=fingerprints,
         page=experiment_page,
+    shell:
+        "csamnet notebook {input.template} {output} {params.given}"
+
+
+rule generalisation:
+    input:
+        template="notebooks/generalisation.ipynb",
+        manifest=f"{ROOT}/{EXPERIMENT}/manifest.csv",
+        others=[f"{ROOT}/{name}/manifest.csv" for name in ELSEWHERE],
+        trained=f"book/executed/{EXPERIMENT}.ipynb",
+    output:
+        "book/executed/generalisation.ipynb",
+    params:
+        given=f"-p dataset={EXPERIMENT} -p profile={PROFILE} -p seed={SEED} -p others={','.join(ELSEWHERE)}"
+        + ("" if RELEASES else f" -p root={ROOT}"),
+        fingerprint=lambda wildcards, input: fingerprint(config_of(None, SEED), sha256_file(input.manifest)),
+        page=text("notebooks/generalisation.ipynb", *CODE),
+    threads: 8 if PROFILE != "sample" else 1
+    resources:
+        gpu=int(PROFILE != "sample"),
+        mem_mb=16_000,
+        runtime=24 * 60,
     shell:
         "csamnet notebook {input.template} {output} {params.given}"
 
@@ -212,7 +237,7 @@ rule slides:
     params:
         given=f"-p profile={PROFILE} -p seed={SEED}" + (f" -p releases={RELEASES}" if RELEASES else f" -p root={ROOT} -p releases=data/samples"),
         options=slide_options,
-        page=text("notebooks/slides.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py"),
+        page=text("notebooks/slides.ipynb", *CODE),
     resources:
         gpu=int(PROFILE != "sample"),
         mem_mb=16_000,
@@ -228,7 +253,7 @@ rule figures:
         "book/_generated/figures/architecture.svg",
     params:
         results=results,
-        code=text("csamnet/*.py", "csamnet/figures.mplstyle", "book/published/*"),
+        code=text(*CODE, "book/published/*"),
     shell:
         "csamnet figures"
 
@@ -254,7 +279,7 @@ rule measured:
         "book/executed/{dataset}-measured.ipynb",
     params:
         results=results,
-        page=text("csamnet/*.py", "csamnet/figures.mplstyle", "notebooks/measured.ipynb"),
+        page=text("notebooks/measured.ipynb", *CODE),
     shell:
         "csamnet notebook {input.template} {output} -p dataset={wildcards.dataset}"
 
@@ -311,7 +336,7 @@ rule book:
     input:
         expand("book/executed/{dataset}.ipynb", dataset=DATASETS),
         expand("book/executed/{dataset}-measured.ipynb", dataset=MEASURED),
-        expand("book/executed/{kind}{on}.ipynb", kind=["comparison", "ablation"], on=["", "-measured"]),
+        expand("book/executed/{kind}{on}.ipynb", kind=["comparison", "ablation", "generalisation"], on=["", "-measured"]),
         expand("book/executed/{slides}-slides.ipynb", slides=["BACH2018", "InHouse"]),
         "book/_generated/figures/architecture.svg",
         "book/vendor/stamp",
@@ -320,6 +345,6 @@ rule book:
     params:
         pages=text("_*.yml", "README.md", "book/*.*", "book/_ext/*", "book/_templates/*", "book/assets/**/*", "book/published/*"),
         results=results,
-        code=text("csamnet/*.py"),
+        code=text(*CODE),
     shell:
         "jupyter-book build . --all -W --keep-going -q"

@@ -138,7 +138,7 @@ _INTRODUCTION = """# Data sets
 The nine data sets of the paper, and BUSI, a public one of the same task as Dataset B. None of their images is part of
 this project: `csamnet data` tells which are here, `csamnet download NAME` fetches what a host serves as plain files and
 says for the others how to get them, and `csamnet prepare NAME --from PATH` reads a release as downloaded. These cards
-are written from the table in `csamnet/datasets.py` by `csamnet data --cards`.
+are written from the table in `csamnet/datasets.toml` by `csamnet data --cards`.
 """
 _USUAL = (
     "A group (patient, slide, or image where no more is known) is never in two splits. Unless a card says otherwise, "

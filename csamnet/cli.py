@@ -192,6 +192,24 @@ def evaluate(
 
 
 @command
+def robustness(
+    run: Annotated[Path, typer.Argument(help="Run folder, as `csamnet train` prints it.")],
+    root: Root = PREPARED,
+    split: Annotated[str, typer.Option(help="val | test")] = "test",
+    device: Device = "auto",
+):
+    """Measure a trained network on the same images stained otherwise and at other resolutions."""
+    from csamnet.robustness import read_robustness, robustness
+
+    with bar(f"Changing images for {run.name}") as tick:
+        path = robustness(run, root, split=split, device=device, on_change=tick)
+    for row in read_robustness(run, split)[1].to_dict("records"):
+        told = "images as they are" if row["change"] == "none" else f"{row['change']} x {row['factor']:g}"
+        console.print(f"{told:24}mIoU {row['miou']:.4f}  AP {row['ap']:.4f}")
+    console.print(path, soft_wrap=True)
+
+
+@command
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Any images: PNG, TIFF, JPEG, BMP, WebP.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")],

@@ -70,6 +70,7 @@ class RunConfig:
     # budget
     epochs: int = 300
     steps_per_epoch: int = 100
+    images: int = 0  # how many of the training images are used, for a learning curve; 0 is all
     batch: int = 8  # crops a step, over all devices
     tile: int = 256  # pixels; also the tile of inference
     # optimiser
@@ -110,14 +111,15 @@ class RunConfig:
             _within(name, getattr(self, name), 0, 0.9)
         for name in ("warmup", "ema", "foreground", "threshold"):
             _within(name, getattr(self, name), 0, 1)
-        for name in ("seed", "weight_decay", "clip", "dice", "stain", "colour", "blur"):
+        for name in ("seed", "images", "weight_decay", "clip", "dice", "stain", "colour", "blur"):
             _within(name, getattr(self, name), 0, None)
         if self.tile < 128 or self.tile % 16:
             raise InputError("the tile cannot be used", expected="a multiple of 16, at least 128", found=self.tile)
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.profile}-seed{self.seed}"
+        part = f"-{self.images}images" * bool(self.images)
+        return f"{self.model}-{self.profile}{part}-seed{self.seed}"
 
     @property
     def steps(self) -> int:

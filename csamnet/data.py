@@ -79,6 +79,14 @@ def load_split(root: Path | str, dataset: str, split: str) -> list[Sample]:
     ]
 
 
+def draw_images(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    """`count` of the samples, drawn so that fewer are among more; 0 is all. Raises InputError for more than all."""
+    if count > len(samples):
+        raise InputError("there are not so many training images", expected=f"0 to {len(samples)}", found=count)
+    order = np.random.default_rng(seed).permutation(len(samples))
+    return [samples[i] for i in sorted(order[: count or None])]
+
+
 def to_input(pixels: Tensor) -> Tensor:
     """Bytes or floats of 0 to 255 to the network's input range, about -2 to 2 (our choice; none is published)."""
     return pixels.float() / 63.75 - 2
@@ -211,12 +219,16 @@ def stain_jitter(pixels: Tensor, draw: _Draws, strength: float) -> Tensor:
     """
     if strength == 0:
         return pixels
+    factors = draw.uniform(3, low=1 - strength, high=1 + strength)
+    return restain(pixels, factors, draw.uniform(3, low=-strength / 4, high=strength / 4))
+
+
+def restain(pixels: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
+    """Haematoxylin, eosin and residual of `(B, 3, H, W)` 0 to 255 times `factors` plus `shifts`, `(B, 3)` each."""
     hed = HED.to(pixels.device)
-    change = torch.diag_embed(draw.uniform(3, low=1 - strength, high=1 + strength))
-    matrix = torch.linalg.inv(hed) @ change @ hed  # (B, 3, 3), acts on rows of optical density
-    shift = draw.uniform(3, low=-strength / 4, high=strength / 4) @ hed  # (B, 3)
+    matrix = torch.linalg.inv(hed) @ torch.diag_embed(factors) @ hed  # (B, 3, 3), acts on rows of optical density
     density = -torch.log((pixels + 1) / 256).flatten(2)  # (B, 3, H * W)
-    density = torch.baddbmm(shift[..., None], matrix.mT, density).view_as(pixels)
+    density = torch.baddbmm((shifts @ hed)[..., None], matrix.mT, density).view_as(pixels)
     return 256 * torch.exp(-density) - 1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -220,7 +221,7 @@ def evaluate(
         return out
     about = {"data": card, "seen": len(seen), "hardware": hardware(next(model.parameters()).device)}
     measured = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
-    return write_evaluation(out, *measured, config, about | {"fingerprint": fresh})
+    return write_evaluation(out, measured, config, about | {"fingerprint": fresh})
 
 
 def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RESULTS) -> Path:
@@ -234,8 +235,8 @@ def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RES
     about = {"data": card, "hardware": hardware(device), "fingerprint": fresh}
     write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict(), "parameters": 0})
     samples, parts = load_split(root, config.dataset, "test"), get_subsets(config.dataset)
-    measured = measure(otsu_haematoxylin, samples, config, parts, None)
-    write_evaluation(folder / "test", *measured, config, about | {"seen": 0})
+    measured = measure(otsu_haematoxylin, samples, config, parts)
+    write_evaluation(folder / "test", measured, config, about | {"seen": 0})
     return folder
 
 
@@ -257,33 +258,42 @@ def get_subsets(dataset: str) -> dict[str, tuple[str, ...]]:
     return DATASETS[dataset].subsets if dataset in DATASETS else {}
 
 
+class Measured(NamedTuple):
+    """What `measure` finds."""
+
+    rows: list[dict]  # of measures, one for each image
+    histograms: dict[str, np.ndarray]  # of scores (2, BINS): under "" of all images, under its name of each subset
+    each: np.ndarray  # (images, 2, bins), the coarse histogram of each
+    objects: pd.DataFrame  # name of the image, area in pixels and highest IoU of each true object
+
+
 def measure(
-    predict: Callable, samples: list[Sample], config: RunConfig, subsets: dict, on_image
-) -> tuple[list[dict], dict[str, np.ndarray], np.ndarray]:
-    """A row of measures for each sample; score histograms, under "" of all, under its name of each subset; and the
-    coarse histogram of each sample, (n, 2, bins).
-    """
+    predict: Callable, samples: list[Sample], config: RunConfig, subsets: dict, on_image: Callable | None = None
+) -> Measured:
+    """Every measure of what `predict` makes of the samples."""
     histograms = {name: np.zeros((2, BINS), np.int64) for name in ("", *subsets)}
-    rows, each = [], []
+    rows, each, objects = [], [], []
     for done, sample in enumerate(samples, 1):
-        image, own = sample.image(), np.zeros((2, BINS), np.int64)
-        row = image_metrics(predict(image), sample.mask(), sample.labels(), threshold=config.threshold, total=own)
+        image, own, found = sample.image(), np.zeros((2, BINS), np.int64), []
+        truth = sample.mask(), sample.labels()
+        row = image_metrics(predict(image), *truth, threshold=config.threshold, total=own, objects=found)
         for name, histogram in histograms.items():
             histogram += own * (not name or sample.organ in subsets[name])
         each.append(coarse(own))
+        objects += [(sample.name, *one) for one in found]
         place = {"name": sample.name, "group": sample.group, "organ": sample.organ}
         rows.append(place | {"height": image.shape[0], "width": image.shape[1]} | row)
         if on_image:
             on_image(done, len(samples))
-    return rows, histograms, np.array(each, np.uint32)
+    return Measured(rows, histograms, np.array(each, np.uint32), pd.DataFrame(objects, columns=["name", "area", "iou"]))
 
 
-def write_evaluation(
-    out: Path, rows: list[dict], histograms: dict, each: np.ndarray, config: RunConfig, about: dict
-) -> Path:
-    """Write `per_image.csv`, `scores.npz`, `curves.csv` (precision-recall and ROC) and, last, `summary.json`."""
+def write_evaluation(out: Path, measured: Measured, config: RunConfig, about: dict) -> Path:
+    """Write `per_image.csv`, `objects.csv`, `scores.npz`, `curves.csv` (precision-recall and ROC), `summary.json`."""
+    rows, histograms, each, objects = measured
     places = ["name", "group", "organ", "height", "width"]
     _write_csv(out / "per_image.csv", pd.DataFrame(rows)[[*places, *COLUMNS]])
+    _write_csv(out / "objects.csv", objects)
     _write_csv(out / "curves.csv", curves(histograms[""]))
     with atomic(out / "scores.npz") as temporary:
         np.savez_compressed(temporary, histograms=each)
@@ -302,8 +312,8 @@ def _scores(rows: list[dict], histogram: np.ndarray) -> dict:
     """Measures pooled and as means over images, with how many images define each."""
     (means, defined), pooled = mean(rows), pool(rows, histogram)
     return {
-        "pooled": {key: _finite(pooled[key]) for key in METRICS},
-        "mean": {key: _finite(means[key]) for key in METRICS},
+        "pooled": {key: finite(pooled[key]) for key in METRICS},
+        "mean": {key: finite(means[key]) for key in METRICS},
         "defined": defined,
         "n": len(rows),
     }
@@ -314,5 +324,6 @@ def _write_csv(path: Path, table: pd.DataFrame) -> None:
         table.to_csv(temporary, index=False, float_format="%.6g")
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """For JSON, which has no NaN."""
     return float(value) if math.isfinite(value) else None

@@ -23,9 +23,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 from scipy import ndimage
+from scipy.stats import binomtest
 
 from csamnet.config import SIZES
 from csamnet.files import atomic
@@ -303,6 +304,25 @@ def over_thresholds(curves: pd.DataFrame, source: str, threshold: float = 0.5) -
 
 
 @drawn
+def reliability(error: float, table: pd.DataFrame, source: str) -> Figure:
+    """Left: how much of what has a probability is foreground. Right: how many pixels have it. Of `calibration`."""
+    told = f"expected calibration error {error:.4f}"
+    alt = f"Share of foreground over the probability, {told}; share of all pixels over the probability."
+    figure, ((left, right),) = panels(alt, 3, source, 1, 2)
+    used = table.dropna()
+    left.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    left.vlines(used["probability"], used["probability"], used["share"], color=ORANGE, linewidth=4, alpha=0.6)
+    left.plot(used["probability"], used["share"], "o-", color=VERMILLION, markersize=4)
+    left.set(xlabel="probability", ylabel="share that is foreground", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    left.set_title(told)
+    right.stairs(table["pixels"] / table["pixels"].sum(), np.linspace(0, 1, len(table) + 1), fill=True, color=BLUE)
+    right.set(xlabel="probability", ylabel="share of all pixels (%)", xlim=(0, 1), yscale="log")
+    right.set_ylim(min(1e-3, right.get_ylim()[0]), 1)
+    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    return figure
+
+
+@drawn
 def paper_against_ours(published: pd.DataFrame, ours: Mapping[str, Sequence[float]], model: str, source: str) -> Figure:
     """All networks that the paper prints, and our runs of `model` on its line: a tick a seed, mean and sd.
 
@@ -365,6 +385,95 @@ def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[
             yticks=range(len(organs)), yticklabels=organs, ylim=(-0.6, len(organs) - 0.4), xlabel=TITLES[key], ylabel=""
         )
         ax.margins(x=0.1)
+    return figure
+
+
+@drawn
+def by_size(objects: pd.DataFrame, source: str, mpp: float | None = None, target=TARGET) -> Figure:
+    """Objects in up to eight groups of equal number by area. Left: how many are found. Right: the IoU of those.
+
+    `objects`: area in pixels, iou; found is what has an IoU above one half, as in DQ. Left, bars are 95 % intervals
+    (Wilson 1927); right, from quartile to quartile.
+    """
+    ranked, (one, many) = objects.sort_values("area"), target
+    parts = [ranked.iloc[rows] for rows in np.array_split(np.arange(len(ranked)), np.clip(len(ranked) // 12, 1, 8))]
+    area = [part["area"].median() * (mpp or 1) ** 2 for part in parts]
+    found = [part["iou"][part["iou"] > 0.5] for part in parts]
+    share = np.array([len(one) / len(all_) for one, all_ in zip(found, parts, strict=True)])
+    tests = [binomtest(len(one), len(all_)) for one, all_ in zip(found, parts, strict=True)]
+    ends = np.array([test.proportion_ci(method="wilson") for test in tests]).T
+    quartiles = np.array([one.quantile([0.25, 0.5, 0.75]) for one in found]).T
+    alt = f"{len(ranked):,} {many} by area: {100 * share[0]:.0f} % of the smallest and {100 * share[-1]:.0f} % of the"
+    figure, axes = panels(f"{alt} largest are found; quartiles of the IoU of those.", 2.9, source, 1, 2)
+    for ax, middle, (low, high) in zip(axes[0], (share, quartiles[1]), (ends, quartiles[::2]), strict=True):
+        bars = np.maximum([middle - low, high - middle], 0)
+        ax.errorbar(area, middle, bars, fmt="o-", color=BLUE, markersize=4.5, capsize=2.5)
+        ax.set(xscale="log", xlabel=f"area of a {one} ({'µm' if mpp else 'px'}²)")
+        _even(ax.xaxis)
+    axes[0, 0].set(ylabel=f"share of {many} found", ylim=(0, 1.02))
+    axes[0, 1].set(ylabel="IoU of those found", ylim=(0.5, 1))
+    return figure
+
+
+def _even(axis) -> None:
+    """Ticks 1, 2, 5, 10 ... on an axis whose scale is logarithmic."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+@drawn
+def changed_images(images: Mapping[str, np.ndarray], source: str, *, columns: int = 4) -> Figure:
+    """The same place under each change, by its name; the first is unchanged."""
+    rows = -(-len(images) // columns)
+    alt = f"One detail, {', '.join(images)}."
+    figure, axes = panels(alt, 0.3 + 1.6 * rows, source, rows, columns, subplot_kw=NO_AXES)
+    for ax, (title, image) in zip(axes.flat, images.items(), strict=False):
+        picture(ax, image, title)
+    return figure
+
+
+@drawn
+def robustness(table: pd.DataFrame, source: str, mpp: float | None = None) -> Figure:
+    """mIoU and AP over amounts of stain and over the size of a pixel. `table`: as of `robustness.read_robustness`."""
+    changes = [name for name in ("haematoxylin", "eosin", "coarser") if (table["change"] == name).any()]
+    told = ", ".join(f"{row.change} x {row.factor:g} {show('miou', row.miou)}" for row in table[1:].itertuples())
+    unchanged = f"{show('miou', table['miou'][0])} unchanged"
+    figure, axes = panels(f"mIoU {unchanged}, {told}.", 2.9, source, 1, len(changes), sharey=True)
+    for ax, name in zip(axes[0], changes, strict=True):
+        for change, line in ((name, "-"), (f"{name}, enlarged", "--")):
+            rows = table[table["change"].isin(["none", change])].sort_values("factor")
+            unit = (mpp or 1) if name == "coarser" else 1
+            for key, colour in {"miou": VERMILLION, "ap": GREEN}.items() if len(rows) > 1 else ():
+                label = TITLES[key] + ", enlarged again" * ("enlarged" in change)
+                ax.plot(rows["factor"] * unit, rows[key], line, color=colour, marker=".", label=label)
+        size = "µm of a pixel" if mpp else "pixels joined to one, a side"
+        ax.set(xscale="log", xlabel=size if name == "coarser" else f"times the {name}")
+        ax.set_xticks(sorted({*table["factor"][table["change"].isin(["none", name])] * unit}))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+    axes[0, 0].set(ylabel="score", ylim=(None, 1))
+    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper left", ncols=4, columnspacing=1.2)
+    return figure
+
+
+@drawn
+def learning_curve(table: pd.DataFrame, source: str) -> Figure:
+    """mIoU and AP on the test images over the number of training images: a dot a run, a line through the means.
+
+    `table`: images, miou, ap of each run.
+    """
+    means = table.groupby("images")[["miou", "ap"]].mean()
+    told = ", ".join(f"{count} images {show('miou', score)}" for count, score in means["miou"].items())
+    figure, ((ax,),) = panels(f"Test mIoU over the number of training images: {told}.", 2.9, source)
+    for key, colour in {"miou": VERMILLION, "ap": GREEN}.items():
+        ax.plot(means.index, means[key], color=colour, label=TITLES[key])
+        ax.plot(table["images"], table[key], "o", color=colour, markersize=4.5, alpha=0.75)
+    ax.set(xscale="log", xlabel="training images", ylabel="score on the test images")
+    ax.set_xticks(means.index)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    figure.legend(loc="outside upper left", ncols=2)
     return figure
 
 

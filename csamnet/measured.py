@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from pathlib import Path
 from typing import NamedTuple
@@ -53,28 +53,45 @@ def read_evaluation(folder: Path | str, split: str = "test") -> Evaluation:
 
 def read_images(folder: Path | str, split: str = "test") -> pd.DataFrame:
     """`per_image.csv` of an evaluation; a name may be all digits, and stays text."""
-    path = Path(folder) / split / "per_image.csv"
-    try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(("name", "group", "organ"), str))
-        numbers = table[[*COUNTS, *MEASURES]].astype(float)
-        sound = len(table) and not table["name"].duplicated().any() and (numbers[[*COUNTS]] >= 0).all(axis=None)
-    except (OSError, ValueError, KeyError) as error:
-        raise _broken("the measures of images cannot be read", folder, path, found=error) from None
-    if not sound:
-        expected = "a row for each image, with counts of 0 or more"
-        raise _broken("the measures of images cannot be used", folder, path, expected)
-    return table
+
+    def sound(table: pd.DataFrame) -> bool:
+        counts = table[[*COUNTS, *MEASURES]].astype(float)[[*COUNTS]]
+        return len(table) and not table["name"].duplicated().any() and (counts >= 0).all(axis=None)
+
+    return _table(folder, split, "per_image.csv", sound, "a row for each image, with counts of 0 or more")
 
 
 def read_curves(folder: Path | str, split: str = "test") -> pd.DataFrame:
     """`curves.csv` of an evaluation: threshold, precision, recall, fpr."""
-    path = Path(folder) / split / "curves.csv"
+
+    def sound(table: pd.DataFrame) -> bool:
+        numbers = table[["threshold", "precision", "recall", "fpr"]].astype(float)
+        return len(table) and not numbers[["recall", "fpr"]].isna().any(axis=None)
+
+    return _table(folder, split, "curves.csv", sound, "numbers of 0 to 1, without gaps")
+
+
+def read_objects(folder: Path | str, split: str = "test") -> pd.DataFrame | None:
+    """`objects.csv` of an evaluation: name of the image, area (pixels), iou. None where none are told apart or kept."""
+
+    def sound(table: pd.DataFrame) -> bool:
+        return (table["area"] > 0).all() and table["iou"].between(0, 1).all() and table["name"].notna().all()
+
+    if not (Path(folder) / split / "objects.csv").exists():
+        return None
+    table = _table(folder, split, "objects.csv", sound, "for each object a name, an area above 0 and an IoU of 0 to 1")
+    return table if len(table) else None
+
+
+def _table(folder: Path | str, split: str, name: str, sound: Callable, expected: str) -> pd.DataFrame:
+    path = Path(folder) / split / name
     try:
-        table = pd.read_csv(path)[["threshold", "precision", "recall", "fpr"]].astype(float)
-    except (OSError, ValueError, KeyError) as error:
-        raise _broken("curves cannot be read", folder, path, found=error) from None
-    if not len(table) or table[["recall", "fpr"]].isna().any(axis=None):
-        raise _broken("curves cannot be used", folder, path, "numbers of 0 to 1", "nothing, or gaps")
+        table = pd.read_csv(path, dtype=dict.fromkeys(("name", "group", "organ"), str))
+        right = sound(table)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken("measures cannot be read", folder, path, expected, error) from None
+    if not right:
+        raise _broken("measures cannot be used", folder, path, expected)
     return table
 
 
@@ -111,10 +128,11 @@ def check_comparable(evaluations: Mapping[str, Sequence[Evaluation]]) -> None:
             raise InputError(f"two runs of {model} have the same seed", found=folders, mend="move one away")
 
 
+BUDGET = ("epochs", "steps_per_epoch", "images", "batch", "tile")
 SAME = {
     "data": lambda one: tuple(one.summary["data"].get(key) for key in ("name", "kind", "manifest_sha256")),
     "images": lambda one: tuple(one.images["name"]),
-    "budget": lambda one: {key: getattr(one.config, key) for key in ("epochs", "steps_per_epoch", "batch", "tile")},
+    "budget": lambda one: {key: getattr(one.config, key) for key in BUDGET},
 }
 """What two runs have to have in common to stand in one table."""
 

@@ -89,6 +89,24 @@ def coarse(hist: np.ndarray) -> np.ndarray:
     return np.add.reduceat(hist, [0, *edges], axis=1)
 
 
+def calibration(scores: np.ndarray, bins: int = 15) -> tuple[float, pd.DataFrame]:
+    """Expected calibration error and reliability diagram of `coarse` histograms (images, 2, 770), pooled.
+
+    The error is the mean distance, over pixels, between probability and share of foreground in bins of equal width
+    (Naeini et al. 2015). The table has for each bin `probability`, the mean score, `share` and `pixels`; the first
+    two are NaN where there are none.
+    """
+    background, foreground = scores.sum(0)
+    score = expit(np.clip((np.arange(scores.shape[2]) - 384.5) / 32, -12, 12))  # of a bin's middle
+    place = (score * bins).astype(int)
+    pixels, true = (np.bincount(place, of, bins) for of in (background + foreground, foreground))
+    with np.errstate(invalid="ignore"):
+        probability = np.bincount(place, score * (background + foreground), bins) / pixels
+        table = pd.DataFrame({"probability": probability, "share": true / pixels, "pixels": pixels.astype(int)})
+    gaps = (table["probability"] - table["share"]).abs()
+    return float((gaps * pixels).sum() / pixels.sum()), table
+
+
 def _falling(hist: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False and true positives (..., bins) of (..., 2, bins), from the highest score down."""
     return tuple(np.moveaxis(np.cumsum(hist[..., ::-1], axis=-1), -2, 0))
@@ -163,11 +181,12 @@ def hd95(pred: np.ndarray, target: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------ instances
 
 
-def instance_counts(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
+def instance_counts(pred: np.ndarray, true: np.ndarray, objects: list | None = None) -> dict[str, float]:
     """What AJI and PQ are made of, from two (H, W) label images with 0 as background; adds up over images.
 
     n_true and n_pred objects; `matched` pairs with IoU > 0.5 (each object is in one at most) and their
-    `iou_sum`; aji_intersection and aji_union, the two sums of AJI. Labels need not be consecutive.
+    `iou_sum`; aji_intersection and aji_union, the two sums of AJI. Labels need not be consecutive. To `objects`
+    is added (area in pixels, highest IoU with a predicted object) of each true object.
     """
     (true_area, true), (pred_area, pred) = _consecutive(true), _consecutive(pred)
     both = (true > 0) & (pred > 0)
@@ -179,6 +198,9 @@ def instance_counts(pred: np.ndarray, true: np.ndarray) -> dict[str, float]:
     best = by_iou[np.unique(t[by_iou], return_index=True)[1]]
     alone = true_area[1:].sum() - true_area[t[best]].sum()
     unused = pred_area[1:].sum() - pred_area[np.unique(p[best])].sum()
+    if objects is not None:
+        highest = np.bincount(t[best], iou[best], len(true_area))
+        objects += zip(true_area[1:].tolist(), highest[1:].tolist(), strict=True)
     return {
         "n_true": len(true_area) - 1,
         "n_pred": len(pred_area) - 1,
@@ -225,6 +247,7 @@ def image_metrics(
     *,
     threshold: float = 0.5,
     total: np.ndarray | None = None,
+    objects: list | None = None,
     **rule,
 ) -> dict[str, float]:
     """Every measure of one image, with the sums that `pool` needs.
@@ -232,14 +255,14 @@ def image_metrics(
     `mask` (H, W) true where foreground; `labels` (H, W) true instances, or None where they are not known:
     then the instance measures are NaN. The predicted ones are `instances_from_probability(probability,
     **rule)`. The image's score histogram is added to `total` (2, BINS), from which `pool` and `curves`
-    work.
+    work; its true objects to `objects`, as by `instance_counts`.
     """
     pred, mask = np.asarray(probability) >= threshold, np.asarray(mask) > 0
     hist, sums = score_histogram(probability, mask), dict.fromkeys(SUMS, float("nan"))
     if total is not None:
         total += hist
     if labels is not None:
-        sums = instance_counts(instances_from_probability(probability, threshold=threshold, **rule), labels)
+        sums = instance_counts(instances_from_probability(probability, threshold=threshold, **rule), labels, objects)
     return _measures(confusion(pred, mask), hist, hd95(pred, mask), sums)
 
 

@@ -22,6 +22,7 @@ from csamnet.paths import RESULTS
 CODE = {
     "train": ("images", "losses", "model", "data", "metrics", "evaluate", "train"),
     "evaluate": ("images", "model", "data", "instances", "metrics", "evaluate"),
+    "robustness": ("images", "model", "data", "instances", "metrics", "evaluate", "robustness"),
     "slide": ("images", "model", "data", "instances", "evaluate", "slides", "burden", "stream", "slide_jobs"),
 }
 """The files whose change makes a training, an evaluation or a slide's results stale."""
@@ -110,11 +111,15 @@ def is_done(folder: Path | str, fresh: str) -> bool:
 
 
 def find_runs(results: Path | str = RESULTS, **wanted) -> list[Path]:
-    """Folders of finished runs, sorted, whose configuration has the values `wanted`: dataset="MoNuSeg", ..."""
-    folders = []
+    """Folders of finished runs, sorted, whose configuration has the values `wanted`: dataset="MoNuSeg", ...
+
+    None is any value. Runs on a part of the training images are only found where `images` is wanted.
+    """
+    folders, usual, wanted = [], RunConfig().to_dict(), {"images": 0} | wanted
     for path in sorted(Path(results).glob("*/*/run.json")):
         run = read_run(path.parent)
-        if run["status"] == "done" and all(run["config"].get(key) == value for key, value in wanted.items()):
+        config = usual | run["config"]
+        if run["status"] == "done" and all(value in (None, config.get(key)) for key, value in wanted.items()):
             folders.append(path.parent)
     return folders
 

@@ -25,7 +25,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.optim.swa_utils import update_bn
 
 from csamnet.config import RunConfig
-from csamnet.data import Atlas, load_split
+from csamnet.data import Atlas, draw_images, load_split
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
 from csamnet.files import InputError, atomic, write_json
 from csamnet.losses import segmentation_loss
@@ -70,6 +70,7 @@ def train(
     keep_real(folder, card)
     fabric = launch(config, device, devices, nodes)
     samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
+    samples["train"] = draw_images(samples["train"], config.images, config.seed)
     atlas = Atlas(samples["train"], fabric.device, cache=folder)
     held_out = samples["val"][fabric.global_rank :: fabric.world_size]
 

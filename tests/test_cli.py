@@ -70,7 +70,7 @@ def test_from_look_alikes_to_measures(tmp_path, monkeypatch):
         assert code == 0
         assert "sample data" in text
         assert "miou" in text
-        names = {"per_image.csv", "scores.npz", "curves.csv", "summary.json"}
+        names = {"per_image.csv", "objects.csv", "scores.npz", "curves.csv", "summary.json"}
         assert {path.name for path in (run / wanted).iterdir()} == names
     code, text = call("evaluate", run, "--root", tmp_path / "p", "--split", "tests", "--device", "cpu")
     assert code == 2

@@ -18,7 +18,7 @@ from csamnet.compare import MEASURES, against, collect, compare, holm, intervals
 from csamnet.config import MODELS, RIVALS, RunConfig, experiment
 from csamnet.evaluate import evaluate_otsu, measure, write_evaluation
 from csamnet.files import InputError, read_json, write_json
-from csamnet.measured import read_curves, read_evaluation, read_scores
+from csamnet.measured import read_curves, read_evaluation, read_objects, read_scores
 from csamnet.metrics import BINS, average_precision, coarse, from_counts, roc_auc, score_histogram
 from csamnet.results import read_summary, run_folder
 
@@ -56,8 +56,8 @@ def run(results, model: str, noise: float, *, seed: int = 0, count: int = 12):
     folder = run_folder(config, results)
     about = {"data": {"name": "Toy", "kind": "sample"}}
     write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict()})
-    measured = measure(method(noise, 100 * seed + len(model)), images(count), config, {}, None)
-    write_evaluation(folder / "test", *measured, config, about)
+    measured = measure(method(noise, 100 * seed + len(model)), images(count), config, {})
+    write_evaluation(folder / "test", measured, config, about)
     return folder
 
 
@@ -135,7 +135,7 @@ def test_an_interval_lies_around_its_value_where_bins_are_too_coarse(tmp_path):
     write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict()})
     rng = np.random.default_rng(0)
     narrow = lambda truth: (0.5 + 0.004 * truth + rng.normal(0, 0.002, truth.shape)).astype(np.float32)  # noqa: E731
-    write_evaluation(folder / "test", *measure(narrow, images(12), config, {}, None), config, about)
+    write_evaluation(folder / "test", measure(narrow, images(12), config, {}), config, about)
     one = read_evaluation(folder)
     coarse_ap = average_precision(one.scores.sum(0))
     assert one.summary["pooled"]["ap"] > coarse_ap + 0.02
@@ -191,6 +191,17 @@ def test_damaged_curves_are_named(tmp_path):
         (folder / "test" / "curves.csv").write_text(content)
         with pytest.raises(InputError, match=r"curves\.csv"):
             read_curves(folder)
+
+
+def test_damaged_objects_are_named(tmp_path, tree):
+    folder = evaluate_otsu(RunConfig(profile="sample"), tree, tmp_path)
+    assert read_objects(folder).columns.tolist() == ["name", "area", "iou"]
+    for row in ("", "a,0,0.5", "a,9,1.5", "a,x,1", "a,9", ",9,1"):
+        (folder / "test" / "objects.csv").write_text(f"name,area,iou\n{row}\n" if row else "")
+        with pytest.raises(InputError, match=r"objects\.csv"):
+            read_objects(folder)
+    (folder / "test" / "objects.csv").write_text("name,area,iou\n")
+    assert read_objects(folder) is None, "no object is told apart"
 
 
 def test_what_does_not_belong_together_is_not_compared(tmp_path):

@@ -119,6 +119,11 @@ def draw(views, per_image, curve, samples):
         "paper_against_ours": lambda: figures.paper_against_ours(tables.published("MoNuSeg"), ours, "CSAMNet-S", REAL),
         "per_image": lambda: figures.per_image(per_image, SAMPLE, pooled),
         "kinds_of_error": lambda: figures.per_image(per_image, SAMPLE, pooled, ("precision", "recall", "dq", "sq")),
+        "reliability": lambda: figures.reliability(0.05, CALIBRATED, SAMPLE),
+        "by_size": lambda: figures.by_size(each(96), SAMPLE, 0.25),
+        "changed_images": lambda: figures.changed_images({v.organ: v.image for v in views}, SAMPLE),
+        "robustness": lambda: figures.robustness(CHANGED, SAMPLE, 0.25),
+        "learning_curve": lambda: figures.learning_curve(FEWER, SAMPLE),
         "best_and_worst": lambda: figures.best_and_worst(views, SAMPLE),
         "worst_places": lambda: figures.worst_places(views, SAMPLE, side=32),
         "predictions": lambda: figures.predictions(views, SAMPLE, LESION),
@@ -130,6 +135,18 @@ def draw(views, per_image, curve, samples):
         "visual": lambda: figures.visual(seen(views), SAMPLE, side=32),
         "architecture": figures.architecture,
     }
+
+
+CALIBRATED = pd.DataFrame({"probability": [0.1, np.nan, 0.8], "share": [0.2, np.nan, 0.75], "pixels": [60, 0, 40]})
+FEWER = pd.DataFrame({"images": [1, 8, 8], "miou": [0.6, 0.7, 0.8], "ap": [0.7, 0.8, 0.9]})
+CHANGES = [("none", 1), ("haematoxylin", 0.5), ("eosin", 2), ("coarser", 2), ("coarser, enlarged", 2)]
+CHANGED = pd.DataFrame(CHANGES, columns=["change", "factor"]).assign(miou=[0.8, 0.5, 0.7, 0.4, 0.6], ap=0.9)
+
+
+def each(count: int) -> pd.DataFrame:
+    """Objects of which the larger half is found."""
+    area = np.arange(1, count + 1)
+    return pd.DataFrame({"area": area, "iou": np.where(area > count / 2, 0.75, 0.5)})
 
 
 def seen(views) -> dict[str, figures.View]:
@@ -146,6 +163,7 @@ def models_curves(curve: pd.DataFrame, *names: str):
 
 NAMES = ("image_sheet", "object_statistics", "history", "pr_roc", "over_thresholds", "paper_against_ours")
 NAMES += ("per_image", "kinds_of_error", "best_and_worst", "worst_places", "predictions", "other_words")
+NAMES += ("reliability", "by_size", "changed_images", "robustness", "learning_curve")
 NAMES += ("comparison", "pr_roc_models", "cost", "ablation", "visual", "architecture")
 
 
@@ -302,6 +320,29 @@ def test_the_worst_place_is_found(views):
     titles = [ax.get_title("left") for ax in figures.worst_places([clean, wrong._replace(organ="skin")], SAMPLE).axes]
     assert titles == ["skin", clean.organ, "", "", "", ""]
     assert figures.worst_places([clean], SAMPLE, side=500).axes  # a window larger than the image
+
+
+def test_sizes_stand_in_groups_of_equal_number(draw):
+    found, quality = draw["by_size"]().axes
+    line = found.lines[0].get_xydata()
+    assert line[:, 1].tolist() == [0] * 4 + [1] * 4, "an IoU of one half is not enough"
+    assert line[0, 0] == pytest.approx(6.5 * 0.25**2), "the median of twelve areas, in square micrometres"
+    assert np.nanmax(quality.lines[0].get_ydata()) == 0.75
+    assert len(figures.by_size(each(5), SAMPLE).axes[0].lines[0].get_xdata()) == 1, "too few for groups"
+
+
+def test_changes_stand_beside_the_unchanged(draw):
+    haematoxylin, _, coarser = draw["robustness"]().axes
+    assert haematoxylin.lines[0].get_xydata().tolist() == [[0.5, 0.5], [1, 0.8]]
+    assert coarser.lines[0].get_xydata().tolist() == [[0.25, 0.8], [0.5, 0.4]]
+    assert coarser.lines[2].get_xydata().tolist() == [[0.25, 0.8], [0.5, 0.6]]
+    grey = CHANGED[CHANGED["change"].isin(["none", "coarser"])].reset_index(drop=True)
+    assert len(figures.robustness(grey, SAMPLE).axes) == 1, "nothing is stained"
+
+
+def test_a_learning_curve_runs_through_the_means(draw):
+    (ax,) = draw["learning_curve"]().axes
+    assert ax.lines[0].get_xydata() == pytest.approx(np.array([[1, 0.6], [8, 0.75]]))
 
 
 def test_images_without_dice_are_neither_best_nor_worst(views):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.special import expit
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from csamnet import metrics
@@ -172,6 +173,28 @@ def test_hd95_matches_monai():
         assert metrics.hd95(pred, true) == pytest.approx(expected.item(), rel=1e-6)
 
 
+def test_calibration_is_that_of_the_pixels():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0, 1, (3, 40_000)).astype(np.float32)
+    true = rng.random(p.shape) < p**2  # too sure of the foreground, by 1/6 in the mean
+    scores = np.array([metrics.coarse(metrics.score_histogram(*one)) for one in zip(p, true, strict=True)])
+    error, table = metrics.calibration(scores)
+    share, probability = calibration_curve(true.ravel(), p.ravel(), n_bins=15)
+    assert table["share"].to_numpy() == pytest.approx(share, abs=0.01)
+    assert table["probability"].to_numpy() == pytest.approx(probability, abs=0.004)
+    pixels = np.histogram(p, 15, (0, 1))[0]
+    assert table["pixels"].to_numpy() == pytest.approx(pixels, rel=0.12), "bins end where coarse ones do"
+    assert error == pytest.approx((np.abs(share - probability) * pixels).sum() / p.size, abs=0.002)
+
+
+def test_calibration_of_the_sure_and_the_unsure():
+    sure = np.array([[0.0, 1.0]], np.float32)
+    right, wrong = (metrics.coarse(metrics.score_histogram(sure, truth))[None] for truth in (sure > 0, sure < 1))
+    assert metrics.calibration(right)[0] == pytest.approx(0, abs=1e-5)
+    assert metrics.calibration(wrong)[0] == pytest.approx(1, abs=1e-5)
+    assert metrics.calibration(wrong)[1]["share"].notna().sum() == 2, "an empty bin has no share"
+
+
 def test_hd95_by_hand_and_undefined():
     one, other = np.zeros((2, 40, 40), bool)
     one[10:20, 10:20], other[10:20, 15:25] = True, True
@@ -240,6 +263,16 @@ def test_great_labels():
     great = np.where(labels, labels.astype(np.int64) * 10**9, 0)
     found = metrics.from_instances(**metrics.instance_counts(great, labels.astype(np.uint16)))
     assert set(found.values()) == {1}
+
+
+def test_each_object_by_hand():
+    true, pred, objects = *np.zeros((2, 10, 20), int), []
+    true[:5, :4], true[:5, 10:14], true[7:, 18:] = 7, 3, 5  # two of 20 pixels, one of 6
+    pred[:5, :3], pred[:5, 3:5], pred[3:5, 10:14] = 1, 2, 9
+    metrics.instance_counts(pred, true, objects)
+    assert sorted(objects) == [(6, 0.0), (20, 8 / 20), (20, 15 / 20)], "the better of two partners; none"
+    metrics.instance_counts(pred, np.zeros_like(true), objects)
+    assert len(objects) == 3, "nothing is added where there is nothing"
 
 
 # Images and data sets

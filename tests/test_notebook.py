@@ -15,7 +15,7 @@ import pytest
 from csamnet import notebooks, tables
 from csamnet.compare import compare
 from csamnet.config import make_config
-from csamnet.evaluate import write_evaluation
+from csamnet.evaluate import Measured, write_evaluation
 from csamnet.files import InputError, read_json, write_json
 from csamnet.metrics import BINS, coarse, image_metrics
 from csamnet.prepare import prepare
@@ -209,15 +209,16 @@ def real_run(results: Path, seed: int, profile: str = "paper", kind: str = "real
         "manifest_sha256": "0" * 64,
         "counts": {"train": 24, "val": 6, "test": 14},
     }
-    histogram, rows = np.zeros((2, BINS), np.int64), []
+    histogram, rows, objects = np.zeros((2, BINS), np.int64), [], []
     for organ in ("brain", "lung", "colon"):
         labels = np.kron(rng.permutation(16).reshape(4, 4) % 5, np.ones((12, 12), int))
         probability = np.clip((labels > 0) * 0.6 + rng.uniform(0, 0.45, labels.shape), 0, 1).astype(np.float32)
         row = {"name": f"TCGA-{organ}", "group": f"TCGA-{organ}", "organ": organ, "height": 48, "width": 48}
-        rows.append(row | image_metrics(probability, labels > 0, labels, total=histogram))
+        rows.append(row | image_metrics(probability, labels > 0, labels, total=histogram, objects=objects))
     device = hardware(torch.device("cpu"))
-    each = np.array([coarse(histogram)])
-    write_evaluation(folder / "test", rows, {"": histogram}, each, config, {"data": card, "hardware": device})
+    found = pd.DataFrame(objects, columns=["area", "iou"]).assign(name="TCGA-brain")
+    measured = Measured(rows, {"": histogram}, np.array([coarse(histogram)]), found)
+    write_evaluation(folder / "test", measured, config, {"data": card, "hardware": device})
     epochs = np.arange(1, 4)
     columns = ("lr", "drop_rate", "loss", "loss_ce", "loss_dice", "val_miou", "val_dice", "val_ap")
     history = pd.DataFrame({"epoch": epochs} | dict.fromkeys(columns, epochs / 10))

@@ -9,7 +9,7 @@ import pytest
 from tiny import discs
 
 from csamnet.cards import card
-from csamnet.datasets import DATASETS
+from csamnet.datasets import DATASETS, read_table
 from csamnet.files import InputError, write_json
 from csamnet.manifest import read_manifest
 from csamnet.prepare import prepare
@@ -27,12 +27,12 @@ def save(path: Path, array) -> None:
 
 @pytest.fixture
 def glas(monkeypatch) -> None:
-    """The page's two pieces of code, run and forgotten again."""
+    """The page's entry and reader, taken in and forgotten again."""
     for name, table in (("csamnet.datasets.DATASETS", DATASETS), ("csamnet.readers.READERS", READERS)):
         monkeypatch.setattr(name, dict(table))
-    blocks = re.findall(r"```\{code-block\} python\n:name: \w+\n\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) == 2
-    exec("\n".join(blocks), {})
+    entry, reader = re.findall(r"```\{code-block\} \w+\n:name: \w+\n\n(.*?)```", PAGE.read_text(), re.S)
+    monkeypatch.setattr("csamnet.datasets.DATASETS", DATASETS | read_table(entry))
+    exec(reader, {})
 
 
 def test_the_example_prepares_a_release(glas, tmp_path, monkeypatch):

@@ -1,0 +1,122 @@
+"""The page on how far a network carries: what it trains and measures, or what is found of it in the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from csamnet.config import RunConfig, make_config
+from csamnet.data import load_split
+from csamnet.evaluate import evaluate
+from csamnet.notebooks import checked, notebook_config, notebook_runs, prepared
+from csamnet.results import find_runs, read_config, read_run, read_summary
+from csamnet.robustness import Changed, changes_for, robustness
+from csamnet.tables import KINDS, MEASURES, TITLES, markdown, show
+
+IMAGES = (1, 2, 4, 8, 16)
+"""Numbers of training images in a learning curve, as far as there are so many; and all of them."""
+
+
+class Study(NamedTuple):
+    """What the page tells of; the run is None where there is none, the curve empty."""
+
+    config: RunConfig
+    root: Path
+    results: Path
+    run: Path | None  # of the network whose range is measured
+    curve: list[Path]  # measured runs on a part of the training images, and on all
+
+
+def study(namespace: MutableMapping, allowed: Sequence[str], say: Callable[[str], None] = print) -> Study:
+    """Train and measure what a notebook's parameters ask for, unless it is done.
+
+    With `measured` among them nothing is done: the longest runs on real data in the results folder are taken.
+    """
+    given = checked(namespace, allowed)
+    others = [name.strip() for name in str(given.pop("others") or "").split(",") if name.strip()]
+    if given.pop("measured"):
+        dataset, results, runs = notebook_runs(
+            {key: given[key] for key in ("dataset", "results")}, ["dataset", "results"]
+        )
+        config = read_config(runs[0]) if runs else make_config(dataset=dataset)
+        return Study(config, Path(), results, runs[0] if runs else None, found_curve(dataset, results))
+    config, root, results, device = notebook_config(given, [*given])
+    curve = train_curve(config, root, results, device, say)
+    robustness(curve[-1], root, device=device)
+    for name in others:
+        prepared(replace(config, dataset=name), root)
+        evaluate(curve[-1], root, dataset=name, device=device)
+    return Study(config, root, results, curve[-1], curve)
+
+
+def train_curve(config: RunConfig, root: Path, results: Path, device: str, say: Callable) -> list[Path]:
+    """Train and measure with few training images and with all, the number of steps being the same; all come last."""
+    from csamnet.train import train  # slow to import
+
+    every, folders = prepared(config, root)["counts"]["train"], []
+    for count in (*(count for count in IMAGES if count < every), 0):
+        folders.append(train(replace(config, images=count), root, results=results, device=device))
+        evaluate(folders[-1], root, device=device)
+        say(f"{folders[-1].name}: test mIoU {show('miou', read_summary(folders[-1])['pooled']['miou'])}")
+    return folders
+
+
+def found_curve(dataset: str, results: Path) -> list[Path]:
+    """The runs on real data of the network and profile that were trained with most numbers of images; or none."""
+    groups: dict[tuple, dict[int, list[Path]]] = {}
+    for folder in find_runs(results, dataset=dataset, images=None):
+        config, summary = read_config(folder), read_summary(folder)
+        if summary and summary["data"]["kind"] == "real":
+            groups.setdefault((config.model, config.profile), {}).setdefault(config.images, []).append(folder)
+    most = max(groups.values(), key=len, default={})
+    return [folder for count in most for folder in most[count]] if len(most) > 2 else []
+
+
+def curve_table(folders: Sequence[Path]) -> pd.DataFrame:
+    """For `figures.learning_curve`: images, seed and MEASURES of each run."""
+    rows = []
+    for folder in folders:
+        config, run = read_config(folder), read_run(folder)
+        place = {"images": config.images or run["data"]["counts"]["train"], "seed": config.seed}
+        rows.append(place | {key: read_summary(folder)["pooled"][key] for key in MEASURES})
+    return pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float)).sort_values(["images", "seed"], ignore_index=True)
+
+
+def elsewhere(folder: Path) -> str:
+    """What a run reached on its own test images and on those of other data sets, in Markdown."""
+    own = read_run(folder)["config"]["dataset"]
+    found = {own: "test"} | {path.parent.name.removesuffix("-test"): path.parent.name
+                             for path in sorted(Path(folder).glob("*-test/summary.json"))}  # fmt: skip
+    rows = []
+    for name, split in found.items():
+        summary = read_summary(folder, split)
+        scores = [show(key, summary["pooled"][key]) for key in MEASURES]
+        rows.append([name, f"{summary['n']}", *scores, KINDS[summary["data"]["kind"]]])
+    return markdown(["data set", "images", *(TITLES[key] for key in MEASURES), "status"], rows, "images")
+
+
+def changed(config: RunConfig, root: Path, modality: str, side: int = 128) -> dict[str, np.ndarray]:
+    """The middle of a test image under every change of `robustness`, by the change's name."""
+    sample, shown = load_split(root, config.dataset, "test")[0], {}
+    for change, factor in changes_for(modality):
+        if change != "coarser":  # which is drawn enlarged
+            image = Changed(sample, change, factor).image()
+            corner = [max(0, (length - side) // 2) for length in image.shape[:2]]
+            title = "as it is" if change == "none" else f"{change.removesuffix(', enlarged')} × {factor:g}"
+            shown[title] = image[tuple(slice(start, start + side) for start in corner)]
+    return shown
+
+
+def about(page: Study) -> str:
+    """Which runs the page tells of, or that there are none, in Markdown."""
+    if page.run is None:
+        return "**Not run.** There is no finished run on the real data in the results."
+    kind = KINDS[read_run(page.run)["data"]["kind"]].capitalize()
+    names = ", ".join(f"`{run.name}`" for run in page.curve)
+    curve = f" The learning curve is of {names}." if page.curve else ""
+    return f"**{kind}.** The network is that of `{page.run.parent.name}/{page.run.name}`.{curve}"

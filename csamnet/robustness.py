@@ -1,0 +1,131 @@
+"""How far a trained network carries: the same test images, stained otherwise or at another resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from csamnet.data import Sample, load_split, restain
+from csamnet.datasets import get_dataset
+from csamnet.evaluate import finite, known_images, load_run, measure, predictor
+from csamnet.files import InputError, read_json, write_json
+from csamnet.measured import MEASURES
+from csamnet.metrics import pool
+from csamnet.results import data_card, fingerprint, hardware, read_run
+
+STAINS, RESOLUTIONS = (0.5, 0.7, 1.4, 2.0), (2, 4)
+CHANGES = {"haematoxylin": STAINS, "eosin": STAINS, "coarser": RESOLUTIONS, "coarser, enlarged": RESOLUTIONS}
+"""What is changed -> by which factors: amounts of stain; pixels of an image for one, as they are or enlarged again."""
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A `data.Sample` whose image is changed, and its truth where pixels are joined."""
+
+    sample: Sample
+    change: str  # a key of CHANGES, or "none"
+    factor: float
+
+    def __getattr__(self, name: str):
+        return getattr(self.sample, name)
+
+    def image(self) -> np.ndarray:
+        """`(H, W, 3)` uint8, or `(H / factor, W / factor, 3)`, what does not fill a pixel being cut off."""
+        pixels = self.sample.image()
+        if self.change in ("haematoxylin", "eosin"):
+            return stained(pixels, **{self.change: self.factor})
+        if self.change == "none":
+            return pixels
+        small = Image.fromarray(_whole(pixels, self.factor)).reduce(self.factor)
+        large = small.resize([self.factor * side for side in small.size], Image.Resampling.BICUBIC)
+        return np.array(large if self.change == "coarser, enlarged" else small)
+
+    def mask(self) -> np.ndarray:
+        return self._truth(self.sample.mask())
+
+    def labels(self) -> np.ndarray | None:
+        labels = self.sample.labels()
+        return None if labels is None else self._truth(labels)
+
+    def _truth(self, values: np.ndarray) -> np.ndarray:
+        if not self.change.startswith("coarser"):
+            return values
+        values, middle = _whole(values, self.factor), self.factor // 2
+        return values if self.change == "coarser, enlarged" else values[middle :: self.factor, middle :: self.factor]
+
+
+def stained(pixels: np.ndarray, haematoxylin: float = 1.0, eosin: float = 1.0) -> np.ndarray:
+    """`(H, W, 3)` uint8 with so many times the amount of each stain, by the deconvolution of `data.restain`."""
+    batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    found = restain(batch, torch.tensor([[haematoxylin, eosin, 1.0]]), torch.zeros(1, 3))
+    return found[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def _whole(values: np.ndarray, factor: int) -> np.ndarray:
+    height, width = (side // factor * factor for side in values.shape[:2])
+    return values[:height, :width]
+
+
+def robustness(
+    folder: Path | str,
+    root: Path | str,
+    *,
+    split: str = "test",
+    device: str = "auto",
+    on_change: Callable[[int, int], None] = lambda done, every: None,
+) -> Path:
+    """Measure a run on its data set's `split` as it is and under every change; return the file of the results.
+
+    A measurement that was stopped goes on; one of the same weights, data and code is not done again. Raises
+    InputError where the run has learned from the images. `on_change` is called with (done, all) after each change.
+    """
+    model, config = load_run(folder, device)
+    card, samples = data_card(root, config.dataset), load_split(root, config.dataset, split)
+    if known_images(folder, samples, own=True, split=split):
+        raise InputError("the run has learned from these images", path=folder, expected="--split test")
+    out, rows = Path(folder) / f"robustness-{split}.json", []
+    fresh = fingerprint(config, card["manifest_sha256"] + read_run(folder)["fingerprint"], "robustness")
+    if out.exists() and (found := read_json(out)).get("fingerprint") == fresh:
+        rows = found["rows"]
+    about = {"data": card, "hardware": hardware(next(model.parameters()).device), "fingerprint": fresh}
+    wanted, predict = changes_for(get_dataset(config.dataset, root).modality), predictor(model, config)
+    for change, factor in wanted[len(rows) :]:
+        found = measure(predict, [Changed(sample, change, factor) for sample in samples], config, {})
+        pooled = pool(found.rows, found.histograms[""])
+        rows.append({"change": change, "factor": factor} | {key: finite(pooled[key]) for key in MEASURES})
+        write_json(out, about | {"rows": rows, "n": len(samples), "whole": len(rows) == len(wanted)})
+        on_change(len(rows), len(wanted))
+    return out
+
+
+def changes_for(modality: str) -> list[tuple[str, float]]:
+    """(change, factor) in the order in which they are measured, the unchanged image first."""
+    stains = modality.startswith("H&E")
+    kinds = {name: factors for name, factors in CHANGES.items() if stains or name.startswith("coarser")}
+    return [("none", 1), *((name, factor) for name, factors in kinds.items() for factor in factors)]
+
+
+def read_robustness(folder: Path | str, split: str = "test") -> tuple[dict, pd.DataFrame] | None:
+    """What `robustness` wrote, and its rows as a table: change, factor and MEASURES. None where it was not run.
+
+    Raises InputError where the file is damaged or was not finished.
+    """
+    path = Path(folder) / f"robustness-{split}.json"
+    if not path.exists():
+        return None
+    about = read_json(path)
+    try:
+        table = pd.DataFrame(about["rows"])[["change", "factor", *MEASURES]]
+        sound = about["whole"] and about["data"]["kind"] in ("real", "sample") and table["change"].iloc[0] == "none"
+    except (KeyError, TypeError, ValueError, IndexError):
+        sound = False
+    if not sound:
+        mend = f"csamnet robustness {folder}"
+        raise InputError("not whole, or not what csamnet robustness writes", path=path, mend=mend)
+    return about, table

@@ -1,0 +1,186 @@
+"""Changed images against another library and by hand; measured, stopped, gone on with, and read back."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from skimage.color import rgb2hed
+from tiny import discs, make_tree, settings
+from typer.testing import CliRunner
+
+from csamnet import generalisation
+from csamnet.cli import app
+from csamnet.config import make_config
+from csamnet.data import draw_images, load_split
+from csamnet.evaluate import evaluate
+from csamnet.files import InputError, read_json, write_json
+from csamnet.results import find_runs, read_summary
+from csamnet.robustness import CHANGES, Changed, changes_for, read_robustness, robustness, stained
+from csamnet.train import train
+
+
+def tissue() -> np.ndarray:
+    """Colours of stains that are not so deep that a byte cuts them off."""
+    rng = np.random.default_rng(0)
+    return rng.integers(110, 235, (20, 30, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("name", "channel"), [("haematoxylin", 0), ("eosin", 1)])
+def test_a_stain_is_multiplied_and_the_others_stay(name, channel):
+    pixels = np.full((8, 8, 3), (140, 80, 160), np.uint8)
+    before, after = rgb2hed(pixels)[0, 0], rgb2hed(stained(pixels, **{name: 0.5}))[0, 0]
+    assert before[channel] > 0.015, "there is some to change"
+    wanted = before * np.where(np.arange(3) == channel, 0.5, 1)
+    assert after == pytest.approx(wanted, abs=0.001)
+
+
+def test_stains_that_are_not_changed_change_nothing():
+    assert np.array_equal(stained(tissue()), tissue())
+
+
+class Picture:
+    name = "a"
+
+    def __init__(self, image, labels):
+        self.image, self.labels, self.mask = lambda: image, lambda: labels, lambda: labels > 0
+
+
+def test_a_coarser_image_is_the_mean_of_its_pixels_and_its_truth_the_middle():
+    image, labels = discs(0, 41, 50)
+    small, large = (Changed(Picture(image, labels), change, 4) for change in ("coarser", "coarser, enlarged"))
+    blocks = image[:40, :48].reshape(10, 4, 12, 4, 3).mean((1, 3))
+    assert np.abs(small.image() - blocks).max() <= 0.51
+    assert np.array_equal(small.labels(), labels[2:40:4, 2:48:4])
+    assert np.array_equal(small.mask(), labels[2:40:4, 2:48:4] > 0)
+    assert large.image().shape == (40, 48, 3)
+    assert np.array_equal(large.labels(), labels[:40, :48])
+    assert np.abs(large.image().mean((0, 1)) - image[:40, :48].mean((0, 1))).max() < 1
+    assert small.name == "a"
+
+
+def test_what_is_not_stained_is_not_stained_otherwise():
+    assert [change for change, _ in changes_for("CT")] == ["none"] + ["coarser"] * 2 + ["coarser, enlarged"] * 2
+    assert len(changes_for("H&E tiles")) == 1 + sum(map(len, CHANGES.values()))
+
+
+def test_a_run_is_measured_stopped_and_gone_on_with(tree, run, tmp_path, monkeypatch):
+    folder, said = tmp_path / "run", []
+    shutil.copytree(run, folder)
+    evaluate(folder, tree, device="cpu")
+    path = robustness(folder, tree, device="cpu", on_change=lambda *told: said.append(told))
+    assert said == [(done, 13) for done in range(1, 14)]
+    about, table = read_robustness(folder)
+    assert about["n"] == 2
+    unchanged = table.iloc[0]
+    assert unchanged["miou"] == pytest.approx(read_summary(folder)["pooled"]["miou"], abs=1e-9)
+    worst = table[table["change"] == "coarser"].set_index("factor")["miou"]
+    assert worst[4] < unchanged["miou"] - 0.03, "discs of ten pixels are two and a half there"
+    whole = path.read_bytes()
+    found = read_json(path)
+    write_json(path, found | {"rows": found["rows"][:5], "whole": False})
+    with pytest.raises(InputError, match=r"robustness-test\.json(?s:.*)csamnet robustness"):
+        read_robustness(folder)
+    said.clear()
+    robustness(folder, tree, device="cpu", on_change=lambda *told: said.append(told))
+    assert path.read_bytes() == whole
+    assert said[0] == (6, 13), "what was measured is not measured again"
+    monkeypatch.setattr("csamnet.robustness.measure", None)
+    assert robustness(folder, tree, device="cpu") == path, "nothing is to be done"
+
+
+def test_images_that_a_run_knows_are_refused(tree, run):
+    with pytest.raises(InputError, match="has learned from these images"):
+        robustness(run, tree, split="train", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '{"rows": []}', '{"rows": [1], "whole": true, "data": {"kind": "real"}}']
+)
+def test_a_damaged_file_is_named(run, tmp_path, content):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert read_robustness(folder) is None
+    (folder / "robustness-test.json").write_text(content)
+    with pytest.raises(InputError, match=r"robustness-test\.json"):
+        read_robustness(folder)
+
+
+def test_the_command_prints_a_line_a_change(tree, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    result = CliRunner().invoke(app, ["robustness", str(tmp_path / "run"), "--root", str(tree), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "haematoxylin x 0.5" in result.output
+    assert result.output.count("mIoU") == 13
+    result = CliRunner().invoke(app, ["robustness", str(tmp_path / "none")])
+    assert result.exit_code == 2
+
+
+# -------------------------------------------------------------------------------------- fewer images
+
+
+def test_fewer_images_are_among_more_and_follow_from_the_seed(tree):
+    samples = load_split(tree, "MoNuSeg", "train")
+    drawn = [{sample.name for sample in draw_images(samples, count, 3)} for count in (1, 2, 3, 0)]
+    assert [len(names) for names in drawn] == [1, 2, 3, 4]
+    assert all(fewer < more for fewer, more in pairwise(drawn))
+    assert len({draw_images(samples, 1, seed)[0].name for seed in range(12)}) > 1
+    with pytest.raises(InputError, match="not so many training images"):
+        draw_images(samples, 5, 0)
+
+
+def test_a_run_on_fewer_images_stands_apart(tree, tmp_path):
+    folders = [train(settings(images=count), tree, results=tmp_path, device="cpu") for count in (1, 0)]
+    assert [folder.name for folder in folders] == ["CSAMNet-XS-sample-1images-seed0", "CSAMNet-XS-sample-seed0"]
+    assert [len(read_json(folder / "images.json")["train"]) for folder in folders] == [1, 4]
+    assert find_runs(tmp_path) == folders[1:], "it is none of the runs of a table"
+    assert find_runs(tmp_path, images=1) == folders[:1]
+    assert find_runs(tmp_path, images=None) == folders
+    for folder in folders:
+        evaluate(folder, tree, device="cpu")
+    table = generalisation.curve_table(folders)
+    assert table["images"].tolist() == [1, 4]
+    assert generalisation.found_curve("MoNuSeg", tmp_path) == [], "look-alikes, and too few numbers"
+
+
+def test_the_longest_curve_on_real_images_is_found(tmp_path):
+    for profile, counts in (("short", (0, 2)), ("brief", (0, 1, 4)), ("paper", (0,))):
+        for count in counts:
+            config = make_config(profile, images=count)
+            folder = tmp_path / "MoNuSeg" / config.name
+            write_json(folder / "run.json", {"status": "done", "config": config.to_dict()})
+            write_json(folder / "test" / "summary.json", {"pooled": {}, "data": {"kind": "real"}})
+    found = generalisation.found_curve("MoNuSeg", tmp_path)
+    assert {folder.name for folder in found} == {
+        f"CSAMNet-S-brief{part}-seed0" for part in ("", "-1images", "-4images")
+    }
+
+
+def test_other_data_sets_stand_below_the_own(run, tree, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    evaluate(tmp_path / "run", tree, device="cpu")
+    own = read_json(tmp_path / "run" / "test" / "summary.json")
+    write_json(tmp_path / "run" / "PUMA-test" / "summary.json", own | {"n": 7})
+    lines = generalisation.elsewhere(tmp_path / "run").splitlines()
+    assert lines[2].startswith("| MoNuSeg | 2 |")
+    assert lines[3].startswith("| PUMA | 7 |")
+
+
+def test_the_page_on_a_tiny_look_alike(tmp_path):
+    from csamnet.notebooks import ROOT, run_notebook
+
+    root, out = make_tree(tmp_path), tmp_path / "page.ipynb"
+    given = {"epochs": 1, "steps_per_epoch": 2, "results": str(tmp_path / "results"), "root": str(root), "others": ""}
+    run_notebook(ROOT / "notebooks" / "generalisation.ipynb", out, given)
+    page = out.read_text()
+    assert "CSAMNet-XS-sample-2images-seed0" in page
+    for name in ("changed_images", "robustness", "learning_curve"):
+        assert f"drawn by csamnet.figures.{name}" in page
+    run_notebook(
+        ROOT / "notebooks" / "generalisation.ipynb", out, {"measured": 1, "results": str(tmp_path / "results")}
+    )
+    page = out.read_text()
+    assert "**Not run.**" in page
+    assert "image/" not in page, "look-alikes are not shown for real images"
