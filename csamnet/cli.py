@@ -15,7 +15,7 @@ from rich.table import Table
 from csamnet.cli_slide import progress, slide
 from csamnet.config import RIVALS, SIZES, make_config
 from csamnet.files import InputError, read_json
-from csamnet.paths import DOWNLOADS, FIGURES, PREPARED, RESULTS, SAMPLES
+from csamnet.paths import DOWNLOADS, FIGURES, PREPARED, RESULTS, SAMPLES, WEIGHTS
 from csamnet.terminal import app, bar, command, console
 
 __all__ = ["app"]
@@ -230,6 +230,21 @@ def predict(
             f"{row['image']}: {row['nuclei']} nuclei, {100 * row['coverage']:.1f} % of the image", soft_wrap=True
         )
     console.print(out, soft_wrap=True)
+
+
+@command
+def ship(
+    run: Annotated[Path, typer.Argument(help="Run folder that was measured on real images.")],
+    root: Root = PREPARED,
+    out: Annotated[Path, typer.Option(help="Folder of the weights.", show_default="weights")] = WEIGHTS,
+    device: Device = "auto",
+):
+    """Write a run's weights in half precision, checked against full, with a card."""
+    from csamnet.weights import ship
+
+    with console.status(f"Holding half precision of {run.name} against full"):
+        path = ship(run, root, out, device=device)
+    console.print(path, soft_wrap=True)
 
 
 @command

@@ -22,6 +22,11 @@ IMAGES = (1, 2, 4, 8, 16)
 """Numbers of training images in a learning curve, as far as there are so many; and all of them."""
 
 
+PARAMETERS = ("dataset", "profile", "model", "seed", "others", "epochs", "steps_per_epoch", "device", "measured",
+              "root", "results")  # fmt: skip
+"""Of the notebook."""
+
+
 class Study(NamedTuple):
     """What the page tells of; the run is None where there is none, the curve empty."""
 
@@ -32,12 +37,12 @@ class Study(NamedTuple):
     curve: list[Path]  # measured runs on a part of the training images, and on all
 
 
-def study(namespace: MutableMapping, allowed: Sequence[str], say: Callable[[str], None] = print) -> Study:
+def study(namespace: MutableMapping, say: Callable[[str], None] = print) -> Study:
     """Train and measure what a notebook's parameters ask for, unless it is done.
 
     With `measured` among them nothing is done: the longest runs on real data in the results folder are taken.
     """
-    given = checked(namespace, allowed)
+    given = checked(namespace, PARAMETERS)
     others = [name.strip() for name in str(given.pop("others") or "").split(",") if name.strip()]
     if given.pop("measured"):
         dataset, results, runs = notebook_runs(

@@ -23,9 +23,8 @@ from csamnet.files import InputError, atomic, write_text
 from csamnet.images import _to_display, read_image, write_image
 from csamnet.instances import OUTLINE, detection, instances_from_probability, outlines
 from csamnet.model import CSAMNet, load_strictly, load_weights
-from csamnet.paths import ROOT
+from csamnet.paths import WEIGHTS
 
-WEIGHTS = ROOT / "weights"
 FILES = ("mask.png", "probability.tif", "overlay.png", "nuclei.csv", "nuclei.geojson")
 """What is written for an image, each name after the image's stem and an underscore."""
 

@@ -197,6 +197,19 @@ def datasets_against_paper(results: Path | str | None = None, folder: Path = PUB
     return markdown(["data set", "images, paper", "objects, paper", "images, ours", "status", "what to know"], rows)
 
 
+def runs_measured(results: Path | str | None = None) -> str:
+    """Every training on real images in the results, with what it took, in Markdown."""
+    rows = []
+    for folder in find_runs(results or RESULTS, images=None):
+        run, config = read_run(folder), read_config(folder)
+        if run["data"]["kind"] == "real" and "wall_s" in run:
+            images, steps = f"{config.images or run['data']['counts']['train']:,}", f"{config.steps:,}"
+            names = [config.dataset, config.model, config.profile, str(config.seed)]
+            rows.append([*names, images, steps, duration(run["wall_s"]), place(run["hardware"])])
+    head = ["data set", "network", "profile", "seed", "training images", "steps", "time", "trained on"]
+    return markdown(head, rows, "seed,training images,steps,time")
+
+
 def _rows(name: str, found: list[dict], paper: dict, origin: str) -> list[list[str]]:
     """A row a headline measure of the runs `found`, one a seed."""
     trained = [summary["run"]["hardware"] for summary in found if summary["run"].get("parameters", 1)]

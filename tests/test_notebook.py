@@ -169,11 +169,11 @@ def test_page_says_whose_numbers_it_has(page):
 
 def test_pictures_have_a_text_and_their_source(page):
     pictures = [(c, o) for c, o in outputs(page) if {"image/svg+xml", "image/jpeg"} & o.get("data", {}).keys()]
-    assert len(pictures) == 9
+    assert len(pictures) == 11
     for cell, output in pictures:
         assert cell.metadata.mystnb.image.alt == output.data["text/plain"]
         assert cell.metadata.mystnb.image.alt.endswith("sample data.")
-    assert len({cell.metadata.mystnb.image.alt for cell, _ in pictures}) == 9
+    assert len({cell.metadata.mystnb.image.alt for cell, _ in pictures}) == 11
 
 
 def test_page_carries_the_explorer(page):
@@ -275,7 +275,7 @@ def test_measured_page(runs, tmp_path):
     assert "| CSAMNet-L | mIoU | 80.76 % | chart |   |   |   | *not run* |   |" in text
     assert "sample data" not in text
     kinds = [kind for _, output in outputs(page) for kind in output.get("data", {}) if kind.startswith("image/")]
-    assert kinds == ["image/svg+xml"] * 6  # no photographs
+    assert kinds == ["image/svg+xml"] * 8  # no photographs
 
 
 def test_measured_page_without_runs(tmp_path):

@@ -9,6 +9,7 @@ Directives
     {published} monuseg.csv                                    a table of the paper; `:columns:` picks some
     {results-table} MoNuSeg                                    paper against ours; `:split:` is test, `:models:` all
     {costs-table} paper                                        costs of the paper's networks; or `measured` here
+    {runs-table}                                               trainings on real images, and what they took
     {datasets-table}                                           data sets of the paper against those used here
     {network-sizes}                                            the models of the code, counted
     {commands}                                                 the command line's commands and options
@@ -40,6 +41,7 @@ from csamnet.tables import (
     costs_measured,
     datasets_against_paper,
     markdown,
+    runs_measured,
     show_seeds,
 )
 
@@ -167,6 +169,11 @@ class DatasetsTable(Table):
         return self.parse(datasets_against_paper(self.root / "results"))
 
 
+class RunsTable(Table):
+    def run(self) -> list[nodes.Node]:
+        return self.parse(runs_measured(self.root / "results"))
+
+
 class Published(Table):
     option_spec: ClassVar = {"columns": directives.unchanged}
 
@@ -240,6 +247,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("results-table", ResultsTable)
     app.add_directive("costs-table", CostsTable)
     app.add_directive("datasets-table", DatasetsTable)
+    app.add_directive("runs-table", RunsTable)
     app.add_directive("commands", Commands)
     app.connect("html-page-context", finish_page)
     app.connect("autodoc-skip-member", skip_fields)

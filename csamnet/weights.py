@@ -1,0 +1,115 @@
+"""Weights to ship: in half precision, held against full, each with a card of what they are and where they fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from csamnet.config import RunConfig
+from csamnet.data import load_split
+from csamnet.datasets import Dataset, get_dataset
+from csamnet.evaluate import load_run, validate, validation_scores
+from csamnet.files import InputError, write_text
+from csamnet.inference import WEIGHTS
+from csamnet.measured import MEASURES, read_images, read_objects
+from csamnet.model import load_strictly, save_weights
+from csamnet.results import find_runs, read_config, read_run, read_summary
+from csamnet.robustness import read_robustness
+from csamnet.tables import KINDS, TITLES, duration, markdown, paper_scores, place, recipe, show, show_seeds
+
+SAME = 2e-4
+"""By how much half precision may change the validation mIoU: 0.02 points."""
+
+
+def ship(folder: Path | str, root: Path | str, out: Path | str = WEIGHTS, *, device: str = "auto") -> Path:
+    """Write a run's weights in half precision to `out`/DATASET.safetensors, and their card to DATASET.md.
+
+    Half precision is measured against full on the validation images. Raises InputError where it changes more than
+    SAME, where the run was not measured, and where it has learned from look-alikes.
+    """
+    model, config = load_run(folder, device)
+    summary, path = read_summary(folder), Path(out) / f"{config.dataset}.safetensors"
+    if summary is None or summary["data"]["kind"] != "real":
+        found = "no test" if summary is None else KINDS[summary["data"]["kind"]]
+        raise InputError("these weights are not to be shipped", path=folder, expected="a run measured on real images",
+                         found=found, mend=f"csamnet evaluate {folder}")  # fmt: skip
+    samples = load_split(root, config.dataset, "val")
+    state, full = halved(model), _score(model, samples, config)
+    load_strictly(model, state)
+    change = abs(_score(model, samples, config) - full)
+    if change > SAME:
+        raise InputError("half precision changes the network", path=folder, expected=f"at most {SAME}", found=change)
+    _write(state, path, config)
+    entry = get_dataset(config.dataset, root)
+    write_text(path.with_suffix(".md"), card(folder, entry, change, path.stat().st_size))
+    return path
+
+
+def halved(model: nn.Module) -> dict[str, Tensor]:
+    """The weights in half precision; norms, biases and statistics, which may exceed its range, as they are."""
+    return {name: value.half() if value.squeeze().ndim > 1 else value for name, value in model.state_dict().items()}
+
+
+def _score(model: nn.Module, samples: list, config: RunConfig) -> float:
+    return validation_scores(*validate(model, samples, config))["val_miou"]
+
+
+def _write(state: dict[str, Tensor], path: Path, config: RunConfig) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights({name: value.cpu() for name, value in state.items()}, path, config=json.dumps(config.to_dict()))
+
+
+def card(folder: Path | str, entry: Dataset, change: float, size: int) -> str:
+    """What a run's weights are, in Markdown; `change` of mIoU by half precision, `size` of the file in bytes."""
+    run, summary, config = read_run(folder), read_summary(folder), read_config(folder)
+    counts, data = run["data"]["counts"], run["data"]
+    seeds = find_runs(Path(folder).parents[1], **{k: getattr(config, k) for k in ("dataset", "model", "profile")})
+    pooled = [measured["pooled"] for seed in seeds if (measured := read_summary(seed))]
+    scores = ", ".join(f"{TITLES[key]} {show_seeds(key, [one[key] for one in pooled])}" for key in MEASURES)
+    many = f"mean ± standard deviation of {len(pooled)} seeds" if len(pooled) > 1 else "one seed"
+    private = "; not for commercial use" if "NC" in entry.licence else ""
+    rows = {
+        "finds": f"{entry.target[1]} in {entry.modality}" + f" at {entry.mpp} µm a pixel" * bool(entry.mpp),
+        "network": f"{config.model}, {run['parameters']:,} parameters, half precision, {size / 1e6:.1f} MB",
+        "trained on": f"{config.dataset}: {counts['train']} images, the epoch chosen on {counts['val']} others",
+        "recipe": recipe(config),
+        "training": f"{duration(run['wall_s'])} on {place(run['hardware'])}",
+        "licence": f"{entry.licence}, that of the data{private}",
+        "test": f"{scores}: {summary['n']} images, pooled, {many}; *{KINDS[data['kind']]}*",
+        "half precision": f"changes the validation mIoU by {100 * change:.4f} points",
+        "run": f"`results/{config.dataset}/{config.name}`, seed {config.seed}",
+        "code, data": f"sha256 `{run['code_sha256'][:16]}…`, `{data['manifest_sha256'][:16]}…`",
+    }
+    table = markdown(["what", "these weights"], [[f"**{what}**", text] for what, text in rows.items()])
+    use = "Research: trying `csamnet predict` on such images, and a start for training. No diagnosis."
+    failures = "\n".join(f"- {line}" for line in weaknesses(folder, entry))
+    return (
+        f"# {config.dataset}\n\n{table}\n\n**Intended use.** {use}\n\n**Known failures**, as measured:\n\n{failures}\n"
+    )
+
+
+def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
+    """Where a run does badly, in sentences made from its results."""
+    config, summary, images = read_config(folder), read_summary(folder), read_images(folder)
+    pooled, told = summary["pooled"], []
+    paper = paper_scores(config.dataset, config.model).get("miou")
+    if paper and pooled["miou"] < paper:
+        told.append(f"Below the paper: mIoU {show('miou', pooled['miou'])} for {show('miou', paper)}.")
+    if bad := int((images["dice"] < 0.5).sum()):
+        told.append(f"Dice is below one half on {bad} of {len(images)} test images.")
+    organs = images.groupby("organ")["miou"].mean().sort_values()
+    if len(organs) > 1:
+        told.append(f"Worst on {organs.index[0]}: mIoU {show('miou', organs.iloc[0])}, mean of its test images.")
+    if (objects := read_objects(folder)) is not None:
+        small = objects.nsmallest(max(1, len(objects) // 8), "area")
+        area, unit = small["area"].max() * (entry.mpp or 1) ** 2, "µm" if entry.mpp else "px"
+        few, all_ = (f"{100 * (part['iou'] > 0.5).mean():.0f} %" for part in (small, objects))
+        told.append(f"Of the smallest eighth (up to {area:.0f} {unit}²) {few} are found, of all {all_}.")
+    if pooled["pq"] is not None:
+        told.append(f"Neighbours merge: DQ {show('dq', pooled['dq'])}, PQ {show('pq', pooled['pq'])}.")
+    if found := read_robustness(folder):
+        table = found[1].sort_values("miou").iloc[0]
+        told.append(f"Changed images: mIoU falls to {show('miou', table.miou)} with {table.change} × {table.factor:g}.")
+    return told or ["None is known."]

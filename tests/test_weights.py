@@ -1,0 +1,127 @@
+"""Weights that are shipped: half precision that predicts the same, and a card that is read from the results."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors import safe_open
+from tiny import discs
+from typer.testing import CliRunner
+
+import csamnet
+from csamnet.cli import app
+from csamnet.datasets import DATASETS
+from csamnet.evaluate import evaluate
+from csamnet.files import InputError, read_json, write_json
+from csamnet.measured import read_objects
+from csamnet.weights import card, halved, ship, weaknesses
+
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "weights").glob("*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def folder(run, tree, tmp_path_factory) -> Path:
+    """A run that was measured, in a results folder of its own."""
+    folder = tmp_path_factory.mktemp("results") / "MoNuSeg" / "CSAMNet-XS-sample-seed7"
+    shutil.copytree(run, folder)
+    evaluate(folder, tree, device="cpu")
+    return folder
+
+
+def test_half_precision_predicts_the_same_and_has_a_card(folder, tree, tmp_path):
+    path = ship(folder, tree, tmp_path / "weights", device="cpu")
+    assert path == tmp_path / "weights" / "MoNuSeg.safetensors"
+    assert path.stat().st_size < 0.55 * (folder / "weights.safetensors").stat().st_size
+    with safe_open(path, "pt") as stored:
+        kinds = {stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+    assert kinds == {"F16", "F32", "I64"}, "statistics of batch norms in full, and their counts"
+    image = discs(3, 150, 170)[0]
+    full, half = (csamnet.predict(csamnet.load(file, "cpu"), image) for file in (folder, path))
+    assert np.abs(full.probability - half.probability).max() < 0.02
+    assert (full.mask != half.mask).mean() < 0.002
+    text = path.with_suffix(".md").read_text()
+    summary = read_json(folder / "test" / "summary.json")
+    assert f"mIoU {100 * summary['pooled']['miou']:.2f} %" in text
+    assert "not for commercial use" in text
+    assert "one seed; *measured on real data*" in text
+    assert read_json(folder / "run.json")["code_sha256"][:16] in text
+
+
+def test_statistics_beyond_half_precision_are_kept(tmp_path):
+    """As of a network that was trained on CT: a variance of 1.9e6, where half precision ends at 65,504."""
+    model = csamnet.CSAMNet(16)
+    model.neck.lateral[3][1].running_var.fill_(1.9e6)
+    state = halved(model)
+    assert all(value.isfinite().all() for value in state.values())
+    assert {value.dtype for name, value in state.items() if "running" in name} == {torch.float32}
+    assert sum(value.numel() for value in state.values() if value.dtype == torch.float16) > 1.6e6
+
+
+def test_seeds_are_told_with_their_spread(folder, tmp_path):
+    results = tmp_path / "MoNuSeg"
+    for seed, miou in ((7, 0.6), (8, 0.8)):
+        copy = results / f"CSAMNet-XS-sample-seed{seed}"
+        shutil.copytree(folder, copy)
+        run, summary = read_json(copy / "run.json"), read_json(copy / "test" / "summary.json")
+        write_json(copy / "run.json", run | {"config": run["config"] | {"seed": seed}})
+        summary["pooled"]["miou"] = miou
+        write_json(copy / "test" / "summary.json", summary)
+    assert "mIoU 70.00 ± 14.14 %" in card(copy, DATASETS["MoNuSeg"], 0.0, 10**6)
+    assert "± standard deviation of 2 seeds" in card(copy, DATASETS["MoNuSeg"], 0.0, 10**6)
+
+
+def test_what_is_not_to_be_shipped(folder, tree, tmp_path, monkeypatch):
+    summary = folder / "test" / "summary.json"
+    kept = read_json(summary)
+    try:
+        write_json(summary, kept | {"data": kept["data"] | {"kind": "sample"}})
+        with pytest.raises(InputError, match=r"not to be shipped(?s:.*)found: sample data"):
+            ship(folder, tree, tmp_path, device="cpu")
+        summary.unlink()
+        with pytest.raises(InputError, match=r"not to be shipped(?s:.*)found: no test"):
+            ship(folder, tree, tmp_path, device="cpu")
+    finally:
+        write_json(summary, kept)
+    monkeypatch.setattr("csamnet.weights.SAME", -1.0)
+    with pytest.raises(InputError, match="half precision changes the network"):
+        ship(folder, tree, tmp_path, device="cpu")
+    assert not any(tmp_path.iterdir()), "nothing is written"
+
+
+def test_weaknesses_are_those_of_the_results(folder, tmp_path):
+    copy = tmp_path / "MoNuSeg" / folder.name
+    shutil.copytree(folder, copy)
+    sizes = pd.DataFrame({"name": "a", "area": range(1, 17), "iou": [0.2, 0.9, *[0.8] * 14]})
+    sizes.to_csv(copy / "test" / "objects.csv", index=False)
+    assert len(read_objects(copy)) == 16
+    rows = [{"change": change, "factor": factor, "miou": miou, "dice": miou, "ap": miou, "auc": miou}
+            for change, factor, miou in (("none", 1, 0.8), ("eosin", 2.0, 0.5))]  # fmt: skip
+    about = {"rows": rows, "whole": True, "n": 2, "data": {"kind": "real"}}
+    write_json(copy / "robustness-test.json", about)
+    text = "\n".join(weaknesses(copy, DATASETS["MoNuSeg"]))
+    assert "Of the smallest eighth (up to 0 µm²) 50 % are found, of all 94 %." in text
+    assert "mIoU falls to 50.00 % with eosin × 2." in text
+    assert "Neighbours merge" in text
+
+
+def test_the_command(folder, tree, tmp_path):
+    given = ["ship", str(folder), "--root", str(tree), "--out", str(tmp_path), "--device", "cpu"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "MoNuSeg.md").read_text().startswith("# MoNuSeg")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_weights_are_small_and_told_of(path):
+    assert path.stat().st_size < 15 * 2**20
+    assert path.with_suffix(".md").read_text().startswith(f"# {path.stem}\n")
+    assert f"({path.stem}.md)" in path.with_name("README.md").read_text()
+    model = csamnet.load(path.stem, "cpu")
+    assert model.config.dataset == path.stem
+    found = csamnet.predict(model, np.full((130, 130, 3), 235, np.uint8))
+    assert found.mask.mean() < 0.5, "nothing is not everything"
