@@ -7,6 +7,8 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 from csamnet.files import InputError, read_json
 
@@ -73,24 +75,35 @@ class Dataset:
 
 
 def read_table(text: str) -> dict[str, Dataset]:
-    """Data sets by name, from TOML as in `datasets.toml`. Raises InputError for an entry that cannot be used."""
-    tables = tomllib.loads(text)
+    """Data sets by name, from TOML as in `datasets.toml`. Raises InputError that names an entry that cannot be used."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(
+            "the table of data sets cannot be read", expected="TOML, as in datasets.toml", found=error
+        ) from None
     shared = tables.pop("like", {})
     return {name: _entry(name, given, shared) for name, given in tables.items()}
 
 
 def _entry(name: str, given: dict, shared: dict[str, dict]) -> Dataset:
-    values = {"name": name}
+    values, expected = {"name": name}, "the fields of Dataset, each of its type"
     try:
         for part in (*(shared[key] for key in given.get("like", ())), given):
             values |= _frozen(part)
         values.pop("like", None)
         values["download"] = tuple(File(**file) for file in values.get("download", ()))
         organs = values.get("organs", {}).items()
-        return Dataset(**values | {"organs": {code: organ for organ, codes in organs for code in codes}})
+        entry = Dataset(**values | {"organs": {code: organ for organ, codes in organs for code in codes}})
     except (TypeError, KeyError, AttributeError) as error:
-        raise InputError("an entry of the table cannot be used", expected="the fields of Dataset", found=error,
-                         mend=f"look at {name} in datasets.toml") from None  # fmt: skip
+        raise InputError(f"the entry {name} of the table cannot be used", expected=expected, found=error) from None
+    for key, hint in get_type_hints(Dataset).items():
+        kinds = tuple(get_origin(part) or part for part in (get_args(hint) if isinstance(hint, UnionType) else [hint]))
+        if not isinstance(found := getattr(entry, key), (*kinds, int) if float in kinds else kinds):
+            raise InputError(
+                f"the entry {name} of the table cannot be used", expected=expected, found=f"{key} = {found!r}"
+            )
+    return entry
 
 
 def _frozen(value):

@@ -143,3 +143,16 @@ def test_of_several_budgets_the_largest_stands_beside_the_paper(tmp_path):
     assert "brief" not in text
     assert "| CSAMNet-L | mIoU |" in text
     assert text.count("*not run*") == 2
+
+
+def test_trainings_on_real_images_are_told_with_their_time(tmp_path):
+    for images, kind in ((0, "real"), (4, "real"), (2, "sample")):
+        config = make_config("short", images=images)
+        run = {"status": "done", "config": config.to_dict(), "data": {"kind": kind, "counts": {"train": 24}}}
+        about = {"wall_s": 5400, "hardware": {"device": "H100", "threads": 8}}
+        write_json(run_folder(config, tmp_path) / "run.json", run | about)
+    rows = tables.runs_measured(tmp_path).splitlines()[2:]
+    assert sorted(rows) == [
+        "| MoNuSeg | CSAMNet-S | short | 0 | 24 | 800 | 90 min | H100 |",
+        "| MoNuSeg | CSAMNet-S | short | 0 | 4 | 800 | 90 min | H100 |",
+    ]
