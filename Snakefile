@@ -109,8 +109,9 @@ def experiment_page(wildcards):
 
 
 def results(wildcards):
-    """One hash over the small files of all runs: looked at when the trainings before it have ended."""
-    return text("results/**/*.json", "results/**/*.csv")
+    """One hash over the small files of the runs on real images; those on samples come with the pages that make them."""
+    runs = [path for path in Path("results").glob("*/*") if "-sample-" not in path.name]
+    return text(*(f"{path}{end}" for path in runs for end in ("", "/**/*.json", "/**/*.csv")))
 
 
 rule all:
@@ -343,7 +344,7 @@ rule book:
     output:
         "_build/html/index.html",
     params:
-        pages=text("_*.yml", "README.md", "book/*.*", "book/_ext/*", "book/_templates/*", "book/assets/**/*", "book/published/*"),
+        pages=text("_*.yml", "README.md", "data/*.md", "weights/*.md", "book/*.*", "book/_ext/*", "book/_templates/*", "book/assets/**/*", "book/published/*"),
         results=results,
         code=text(*CODE),
     shell:

@@ -145,7 +145,7 @@ def train(
 def _setting(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise InputError("a setting cannot be read", expected="--set KEY=VALUE", found=text)
+        raise InputError("a setting cannot be read", expected="KEY=VALUE", found=text)
     try:
         return key, json.loads(value)
     except (ValueError, RecursionError):
@@ -200,12 +200,13 @@ def robustness(
 ):
     """Measure a trained network on the same images stained otherwise and at other resolutions."""
     from csamnet.robustness import read_robustness, robustness
+    from csamnet.tables import show
 
     with bar(f"Changing images for {run.name}") as tick:
         path = robustness(run, root, split=split, device=device, on_change=tick)
     for row in read_robustness(run, split)[1].to_dict("records"):
         told = "images as they are" if row["change"] == "none" else f"{row['change']} x {row['factor']:g}"
-        console.print(f"{told:24}mIoU {row['miou']:.4f}  AP {row['ap']:.4f}")
+        console.print(f"{told:24}mIoU {show('miou', row['miou'])}  AP {show('ap', row['ap'])}")
     console.print(path, soft_wrap=True)
 
 
@@ -220,14 +221,15 @@ def predict(
     device: Device = "auto",
 ):
     """Segment images: mask PNG, probability TIFF, overlay PNG, nuclei as CSV and as GeoJSON for QuPath."""
-    from csamnet.inference import load, predict_files
+    from csamnet.inference import load, predict_files, target_of
 
     model = load(weights, device)
     with bar("Predicting") as tick:
         table = predict_files(model, images, out, threshold=threshold, mpp=mpp, tta=tta or None, on_image=tick)
     for row in table.to_dict("records"):
         console.print(
-            f"{row['image']}: {row['nuclei']} nuclei, {100 * row['coverage']:.1f} % of the image", soft_wrap=True
+            f"{row['image']}: {row['nuclei']} {target_of(model)[1]}, {100 * row['coverage']:.1f} % of the image",
+            soft_wrap=True,
         )
     console.print(out, soft_wrap=True)
 

@@ -44,8 +44,8 @@ def complexity(model: nn.Module, size: int = 256) -> dict[str, int]:
 def complexity_table(size: int = 256) -> pd.DataFrame:
     """A row a network: what we count at full size, beside what the paper prints (`PUBLISHED`).
 
-    The paper's M and G fit our counts to the printed digit where they are taken as 2**20 and 2**30, so
-    `paper_parameters` and `paper_multiply_adds` are the printed numbers times these.
+    The paper's M is 2**20, to the printed digit; its G fits some networks as 2**30 and others as 1e9. Here
+    `paper_parameters` and `paper_multiply_adds` are the printed numbers times 2**20 and 2**30.
     """
     rows = []
     for name, (millions, gmacs) in PUBLISHED.items():

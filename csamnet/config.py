@@ -102,17 +102,19 @@ class RunConfig:
         _known("profile", self.profile, PROFILES)
         _known("model", self.model, MODELS)
         _known("precision", self.precision, ("auto", "bf16", "fp16", "fp32"))
-        for name in ("epochs", "steps_per_epoch", "tile"):
-            _within(name, getattr(self, name), 1, None)
-        _within("batch", self.batch, 2, None)
+        for name in ("epochs", "steps_per_epoch"):
+            _within(name, getattr(self, name), 1, 10**9)
+        _within("tile", self.tile, 1, 2**14)
+        _within("batch", self.batch, 2, 2**16)
         _within("lr", self.lr, 1e-9, 1)
         _within("scale", self.scale, 1, 4)
         for name in ("overlap", "val_overlap"):
             _within(name, getattr(self, name), 0, 0.9)
         for name in ("warmup", "ema", "foreground", "threshold"):
             _within(name, getattr(self, name), 0, 1)
-        for name in ("seed", "images", "weight_decay", "clip", "dice", "stain", "colour", "blur"):
-            _within(name, getattr(self, name), 0, None)
+        for name in ("images", "weight_decay", "clip", "dice", "stain", "colour", "blur"):
+            _within(name, getattr(self, name), 0, 1e9)
+        _within("seed", self.seed, 0, 2**63 - 1)
         if self.tile < 128 or self.tile % 16:
             raise InputError("the tile cannot be used", expected="a multiple of 16, at least 128", found=self.tile)
 
@@ -183,7 +185,6 @@ def _typed(name: str, value, kind: str) -> None:
         raise InputError(f"{name} cannot be used", expected=kind, found=repr(value))
 
 
-def _within(name: str, value: float, low: float, high: float | None) -> None:
-    if not value >= low or (high is not None and value > high):
-        expected = f"a number of {low} or more" if high is None else f"a number from {low} to {high}"
-        raise InputError(f"{name} cannot be used", expected=expected, found=repr(value))
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} cannot be used", expected=f"a number from {low:g} to {high:g}", found=repr(value))

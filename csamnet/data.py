@@ -57,6 +57,15 @@ class Sample:
         return read_labels(self.labels_path) if self.labels_path else None
 
 
+def pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask. Raises InputError where they differ in size."""
+    image, mask = sample.image(), sample.mask()
+    if image.shape[:2] != mask.shape:
+        path, expected = getattr(sample, "image_path", None), f"{mask.shape}, as the mask"
+        raise InputError("image and mask differ in size", path=path, expected=expected, found=image.shape[:2])
+    return image, mask
+
+
 def load_split(root: Path | str, dataset: str, split: str) -> list[Sample]:
     """The samples of `train`, `val` or `test`. Raises InputError where the split is missing or empty."""
     folder = Path(root) / dataset
@@ -107,7 +116,7 @@ class Atlas:
         self.foreground = torch.stack([_foreground_points(mask) for mask in masks]).to(device)  # (n, 4096, 2)
         self.has_foreground = torch.tensor([bool(mask.any()) for mask in masks], device=device)
         sizes = [mask.size for mask in masks]
-        blocks = (_pack(sample.image(), mask) for sample, mask in zip(samples, masks, strict=True))
+        blocks = (_pack(*pair(sample)) for sample in samples)
         self.mapped = 4 * sum(sizes) > budget
         if self.mapped:
             self.pixels = _spill(blocks, cache)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from csamnet import baselines
 from csamnet.baselines.otsu import otsu_haematoxylin
 from csamnet.config import MODELS, RunConfig
-from csamnet.data import Sample, load_split, to_input
+from csamnet.data import Sample, load_split, pair, to_input
 from csamnet.datasets import DATASETS
 from csamnet.files import InputError, atomic, write_json
 from csamnet.metrics import (
@@ -165,7 +165,8 @@ def validate(model: nn.Module, samples: list[Sample], config: RunConfig) -> tupl
     counts, histogram = np.zeros(4, np.int64), np.zeros((2, BINS), np.int64)
     predict = predictor(model, config, overlap=config.val_overlap, tta=False)
     for sample in samples:
-        probability, mask = predict(sample.image()), sample.mask()
+        image, mask = pair(sample)
+        probability = predict(image)
         counts += [*confusion(probability >= config.threshold, mask).values()]
         histogram += score_histogram(probability, mask)
     return counts, histogram
@@ -184,8 +185,10 @@ def load_run(folder: Path | str, device: str = "auto") -> tuple[nn.Module, RunCo
     config = read_config(folder)
     if read_run(folder)["status"] != "done":
         raise InputError("the training has not ended", path=folder, mend="csamnet train goes on where it stopped")
-    model = build_model(config)
-    path = Path(folder) / "weights.safetensors"
+    model, path = build_model(config), Path(folder) / "weights.safetensors"
+    if not path.exists():
+        mend = "csamnet train makes them anew; those in weights/ are for csamnet predict and csamnet slide"
+        raise InputError("the weights of this run are not kept here", path=path, mend=mend)
     load_strictly(model, load_weights(path), path)
     return model.to(pick_device(device), memory_format=torch.channels_last).eval(), config
 
@@ -219,6 +222,7 @@ def evaluate(
     fresh = fingerprint(config, card["manifest_sha256"] + read_run(folder)["fingerprint"], "evaluate")
     if (read_summary(folder, out.name) or {}).get("fingerprint") == fresh:
         return out
+    keep_real(out / "summary.json", card)
     about = {"data": card, "seen": len(seen), "hardware": hardware(next(model.parameters()).device)}
     measured = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
     return write_evaluation(out, measured, config, about | {"fingerprint": fresh})
@@ -231,7 +235,7 @@ def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RES
     fresh, device = fingerprint(config, card["manifest_sha256"], "evaluate"), torch.device("cpu")
     if (read_summary(folder) or {}).get("fingerprint") == fresh:
         return folder
-    keep_real(folder, card)
+    keep_real(folder / "run.json", card)
     about = {"data": card, "hardware": hardware(device), "fingerprint": fresh}
     write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict(), "parameters": 0})
     samples, parts = load_split(root, config.dataset, "test"), get_subsets(config.dataset)
@@ -274,9 +278,8 @@ def measure(
     histograms = {name: np.zeros((2, BINS), np.int64) for name in ("", *subsets)}
     rows, each, objects = [], [], []
     for done, sample in enumerate(samples, 1):
-        image, own, found = sample.image(), np.zeros((2, BINS), np.int64), []
-        truth = sample.mask(), sample.labels()
-        row = image_metrics(predict(image), *truth, threshold=config.threshold, total=own, objects=found)
+        (image, mask), own, found = pair(sample), np.zeros((2, BINS), np.int64), []
+        row = image_metrics(predict(image), mask, sample.labels(), threshold=config.threshold, total=own, objects=found)
         for name, histogram in histograms.items():
             histogram += own * (not name or sample.organ in subsets[name])
         each.append(coarse(own))

@@ -12,7 +12,9 @@ import pandas as pd
 
 from csamnet.config import RunConfig, make_config
 from csamnet.data import load_split
+from csamnet.datasets import get_dataset
 from csamnet.evaluate import evaluate
+from csamnet.files import InputError
 from csamnet.notebooks import checked, notebook_config, notebook_runs, prepared
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.robustness import Changed, changes_for, robustness
@@ -43,7 +45,7 @@ def study(namespace: MutableMapping, say: Callable[[str], None] = print) -> Stud
     With `measured` among them nothing is done: the longest runs on real data in the results folder are taken.
     """
     given = checked(namespace, PARAMETERS)
-    others = [name.strip() for name in str(given.pop("others") or "").split(",") if name.strip()]
+    others = [get_dataset(name.strip()) for name in str(given.pop("others") or "").split(",") if name.strip()]
     if given.pop("measured"):
         dataset, results, runs = notebook_runs(
             {key: given[key] for key in ("dataset", "results")}, ["dataset", "results"]
@@ -51,11 +53,16 @@ def study(namespace: MutableMapping, say: Callable[[str], None] = print) -> Stud
         config = read_config(runs[0]) if runs else make_config(dataset=dataset)
         return Study(config, Path(), results, runs[0] if runs else None, found_curve(dataset, results))
     config, root, results, device = notebook_config(given, [*given])
+    own = get_dataset(config.dataset, root)
+    for entry in others:
+        if not entry.annotated or entry.target != own.target or entry.name == own.name:
+            expected = f"data sets with annotated {own.target[1]}, other than {own.name}"
+            raise InputError("others cannot be used", expected=expected, found=entry.name)
     curve = train_curve(config, root, results, device, say)
     robustness(curve[-1], root, device=device)
-    for name in others:
-        prepared(replace(config, dataset=name), root)
-        evaluate(curve[-1], root, dataset=name, device=device)
+    for entry in others:
+        prepared(replace(config, dataset=entry.name), root)
+        evaluate(curve[-1], root, dataset=entry.name, device=device)
     return Study(config, root, results, curve[-1], curve)
 
 

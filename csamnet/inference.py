@@ -18,8 +18,9 @@ from skimage.segmentation import find_boundaries
 from torch import nn
 
 from csamnet.config import RunConfig
+from csamnet.datasets import DATASETS
 from csamnet.evaluate import build_model, pick_device, predictor
-from csamnet.files import InputError, atomic, write_text
+from csamnet.files import InputError, atomic, printable, write_text
 from csamnet.images import _to_display, read_image, write_image
 from csamnet.instances import OUTLINE, detection, instances_from_probability, outlines
 from csamnet.model import CSAMNet, load_strictly, load_weights
@@ -111,8 +112,8 @@ def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
     x and y, its centroid, are in pixels from the image's top left corner. `mpp` is the image's micrometres a
     pixel; area_um2 is NaN where it is not known. Eccentricity is 0 for a disc and nears 1 for a line.
     """
-    if mpp is not None and not 0 < mpp < np.inf:
-        raise InputError("impossible pixel size", expected="micrometres a pixel, above 0", found=mpp)
+    if mpp is not None and not 0 < mpp < 1000:
+        raise InputError("impossible pixel size", expected="micrometres a pixel, above 0, below 1000", found=mpp)
     names = {"label": "label", "centroid-1": "x", "centroid-0": "y", "area": "area_px",
              "eccentricity": "eccentricity", "intensity_mean": "mean_probability"}  # fmt: skip
     properties = ("label", "centroid", "area", "eccentricity", "intensity_mean")
@@ -123,14 +124,21 @@ def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
     return table
 
 
-def geojson(prediction: Prediction, table: pd.DataFrame, name: str) -> dict:
+def target_of(model: nn.Module) -> tuple[str, str]:
+    """What a network finds, one and many: nucleus and nuclei unless its data set says otherwise."""
+    entry = DATASETS.get(getattr(model, "config", RunConfig()).dataset)
+    return entry.target if entry else ("object", "objects")
+
+
+def geojson(prediction: Prediction, table: pd.DataFrame, name: str, kind: str = "Nucleus") -> dict:
     """Outlines as a GeoJSON FeatureCollection of QuPath detections, in the image's pixels.
 
-    `table` is that of `nuclei`, for the measurements; `name`, the image's, keeps the ids of images apart.
+    `table` is that of `nuclei`, for the measurements; `name`, the image's, keeps the ids of images apart; `kind` is
+    the class of the detections.
     """
     measured = table.dropna(axis=1).set_index("label").round(4).to_dict("index")
     features = [
-        detection(f"{name}/{label}", polygon, measured[label]) for label, polygon in outlines(prediction.labels)
+        detection(f"{name}/{label}", polygon, measured[label], kind) for label, polygon in outlines(prediction.labels)
     ]
     return {"type": "FeatureCollection", "features": features}
 
@@ -141,7 +149,13 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def write_prediction(
-    prediction: Prediction, image: np.ndarray, stem: str, out: Path | str, *, mpp: float | None = None
+    prediction: Prediction,
+    image: np.ndarray,
+    stem: str,
+    out: Path | str,
+    *,
+    mpp: float | None = None,
+    kind: str = "Nucleus",
 ) -> pd.DataFrame:
     """Write `out/<stem>_*` (see FILES), each whole or not at all; returns the table of nuclei."""
     mask, probability, drawn, rows, shapes = (Path(out) / f"{stem}_{end}" for end in FILES)
@@ -151,7 +165,7 @@ def write_prediction(
     write_image(drawn, overlay(image, prediction.labels))
     with atomic(rows) as temporary:
         table.to_csv(temporary, index=False, float_format="%.6g")
-    collection = geojson(prediction, table, stem)
+    collection = geojson(prediction, table, stem, kind)
     write_text(shapes, json.dumps(collection, separators=(",", ":"), allow_nan=False) + "\n")
     return table
 
@@ -159,7 +173,7 @@ def write_prediction(
 def stems(paths: Sequence[Path | str]) -> list[str]:
     """A name for each path: its stem, with -2, -3, ... where a name (in whatever case) is taken."""
     names: dict[str, str] = {}
-    for stem in (Path(path).stem if Path(path).stem.strip(".") else Path(path).name for path in paths):
+    for stem in map(printable, (Path(path).stem if Path(path).stem.strip(".") else Path(path).name for path in paths)):
         numbered = (stem if n == 1 else f"{stem}-{n}" for n in itertools.count(1))
         name = next(name for name in numbered if name.casefold() not in names)
         names[name.casefold()] = name
@@ -187,8 +201,8 @@ def predict_files(
     for done, (path, name) in enumerate(zip(paths, names, strict=True), 1):
         image = read_image(path)
         prediction = predict(model, image, **settings)
-        table = write_prediction(prediction, image, name, out, mpp=mpp)
-        row = {"image": str(path), "name": name, "nuclei": len(table), "area_px": table["area_px"].sum()}
+        table = write_prediction(prediction, image, name, out, mpp=mpp, kind=target_of(model)[0].capitalize())
+        row = {"image": printable(str(path)), "name": name, "nuclei": len(table), "area_px": table["area_px"].sum()}
         row["area_um2"] = np.nan if mpp is None else table["area_um2"].sum()
         rows.append(row | {"coverage": prediction.mask.mean()})
         if on_image:

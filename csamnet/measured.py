@@ -86,7 +86,8 @@ def read_objects(folder: Path | str, split: str = "test") -> pd.DataFrame | None
 def _table(folder: Path | str, split: str, name: str, sound: Callable, expected: str) -> pd.DataFrame:
     path = Path(folder) / split / name
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(("name", "group", "organ"), str))
+        texts = dict.fromkeys(("name", "group", "organ"), str)  # an image may be called 007, or NA
+        table = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
         right = sound(table)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _broken("measures cannot be read", folder, path, expected, error) from None
@@ -105,8 +106,8 @@ def read_scores(folder: Path | str, split: str = "test") -> np.ndarray | None:
             scores = stored["histograms"].astype(np.int64)
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise _broken("scores cannot be read", folder, path, found=error) from None
-    if scores.ndim != 3 or scores.shape[1] != 2:
-        raise _broken("scores cannot be used", folder, path, "histograms (images, 2, bins)", scores.shape)
+    if scores.ndim != 3 or scores.shape[1:] != (2, 770):
+        raise _broken("scores cannot be used", folder, path, "histograms (images, 2, 770)", scores.shape)
     return scores
 
 

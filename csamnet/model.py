@@ -498,11 +498,14 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises InputError for anything else: nothing is ever unpickled."""
     mend = "give a .safetensors file; a pickled .pth or .pt can run code as it is opened and is not read"
     try:
-        return load_file(path)
+        state = load_file(path)
     except FileNotFoundError:
         raise InputError("there are no weights", path=path, mend=mend) from None
     except (SafetensorError, OSError) as error:
         raise InputError("not a safetensors file", path=path, found=error, mend=mend) from None
+    if lost := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise InputError("weights that are no numbers", path=path, found=f"NaN or infinity in {lost[0]}")
+    return state
 
 
 def save_weights(state: dict[str, Tensor], path: Path | str, **about: str) -> None:

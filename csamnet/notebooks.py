@@ -57,7 +57,7 @@ def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[
     given = {key: value for key, value in checked(namespace, allowed).items() if value is not None}
     there = (PREPARED / str(given["dataset"]) / "dataset.json").exists()
     usual = PREPARED if there or given.get("profile") != "sample" else PREPARED / "samples"
-    root, results = Path(given.pop("root", usual)), Path(given.pop("results", RESULTS))
+    root, results = (Path(str(given.pop(*name))) for name in (("root", usual), ("results", RESULTS)))
     device = given.pop("device", "auto")
     given.pop("weights", None)
     if device not in ("auto", "cpu", "cuda"):

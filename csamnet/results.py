@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 
 from csamnet.config import MODELS, RunConfig, make_config
-from csamnet.files import InputError, read_json
-from csamnet.paths import RESULTS
+from csamnet.files import InputError, read_json, sha256_file
+from csamnet.paths import PREPARED, RESULTS
 
 CODE = {
     "train": ("images", "losses", "model", "data", "metrics", "evaluate", "train"),
@@ -27,6 +27,7 @@ CODE = {
 }
 """The files whose change makes a training, an evaluation or a slide's results stale."""
 
+SAMPLE_TREES = PREPARED / "samples"
 SEEN = "images.json"
 """In a run folder: what it was trained on and selected on, split -> hash of an image's pixels -> its name."""
 
@@ -76,9 +77,15 @@ def data_card(root: Path | str, dataset: str) -> dict:
     path = Path(root) / dataset / "dataset.json"
     if not path.exists():
         mend = f"csamnet prepare {dataset} --from PATH --root {root}"
+        mend += "; or its look-alike: --root data/prepared/samples" * (SAMPLE_TREES / dataset).is_dir()
         raise InputError("a data set is not prepared", path=path, mend=mend)
-    card = read_json(path)
-    return {key: card[key] for key in ("name", "kind", "manifest_sha256", "counts")}
+    card, keys = read_json(path), ("name", "kind", "manifest_sha256", "counts")
+    mend = f"csamnet prepare {dataset} --from PATH --root {root}"
+    if not set(keys) <= card.keys() or card["kind"] not in ("real", "sample"):
+        raise InputError("not what csamnet prepare writes", path=path, expected=", ".join(keys), mend=mend)
+    if sha256_file(path.with_name("manifest.csv")) != card["manifest_sha256"]:
+        raise InputError("a manifest was changed", path=path.with_name("manifest.csv"), mend=mend)
+    return {key: card[key] for key in keys}
 
 
 def read_run(folder: Path | str) -> dict:
@@ -93,12 +100,22 @@ def read_run(folder: Path | str) -> dict:
     return run
 
 
-def keep_real(folder: Path | str, card: dict) -> None:
-    """Raises InputError where a run on look-alikes would take the place of one on real images."""
-    path = Path(folder) / "run.json"
-    if path.exists() and card["kind"] == "sample" and read_run(folder).get("data", {}).get("kind") == "real":
+def keep_real(path: Path, card: dict) -> None:
+    """Raises InputError where what was found on look-alikes would take the place of what was on real images."""
+    if path.exists() and card["kind"] == "sample" and read_json(path).get("data", {}).get("kind") == "real":
         mend = "name another --results, or another --root if real images were meant"
-        raise InputError("a run on real images has this name", path=folder, found="look-alike samples", mend=mend)
+        raise InputError("this was measured on real images", path=path, found="look-alike samples", mend=mend)
+
+
+def keep_run(folder: Path | str, config: RunConfig, card: dict) -> None:
+    """Raises InputError where a run would take the place of one that ended on real images with other settings."""
+    keep_real(Path(folder) / "run.json", card)
+    if (Path(folder) / "run.json").exists() and (run := read_run(folder))["status"] == "done":
+        had = RunConfig().to_dict() | run["config"]
+        other = [f"{key} {had[key]}" for key, value in config.to_dict().items() if had[key] != value]
+        if other and run.get("data", {}).get("kind") == "real":
+            found, mend = f"there: {', '.join(other)}", "name another --results, or move it away"
+            raise InputError("a finished run on real images has this name", path=folder, found=found, mend=mend)
 
 
 def is_done(folder: Path | str, fresh: str) -> bool:
@@ -126,8 +143,9 @@ def find_runs(results: Path | str = RESULTS, **wanted) -> list[Path]:
 
 def read_config(folder: Path | str) -> RunConfig:
     """The configuration of a run. Raises InputError where its run.json is damaged or from another version."""
+    run = read_run(folder)
     try:
-        return make_config(**read_run(folder)["config"])
+        return make_config(**run["config"])
     except (TypeError, InputError) as error:
         path, mend = Path(folder) / "run.json", "move the folder out of the results"
         raise InputError("the configuration of a run cannot be used", path=path, found=error, mend=mend) from None

@@ -17,7 +17,7 @@ from csamnet.evaluate import finite, known_images, load_run, measure, predictor
 from csamnet.files import InputError, read_json, write_json
 from csamnet.measured import MEASURES
 from csamnet.metrics import pool
-from csamnet.results import data_card, fingerprint, hardware, read_run
+from csamnet.results import data_card, fingerprint, hardware, keep_real, read_run
 
 STAINS, RESOLUTIONS = (0.5, 0.7, 1.4, 2.0), (2, 4)
 CHANGES = {"haematoxylin": STAINS, "eosin": STAINS, "coarser": RESOLUTIONS, "coarser, enlarged": RESOLUTIONS}
@@ -89,19 +89,35 @@ def robustness(
     card, samples = data_card(root, config.dataset), load_split(root, config.dataset, split)
     if known_images(folder, samples, own=True, split=split):
         raise InputError("the run has learned from these images", path=folder, expected="--split test")
-    out, rows = Path(folder) / f"robustness-{split}.json", []
-    fresh = fingerprint(config, card["manifest_sha256"] + read_run(folder)["fingerprint"], "robustness")
-    if out.exists() and (found := read_json(out)).get("fingerprint") == fresh:
-        rows = found["rows"]
-    about = {"data": card, "hardware": hardware(next(model.parameters()).device), "fingerprint": fresh}
+    for sample in samples:
+        if min(sample.image().shape[:2]) < max(RESOLUTIONS):
+            raise InputError(
+                "an image is too small to be made coarser", path=sample.image_path, found=sample.image().shape
+            )
+    out, run = Path(folder) / f"robustness-{split}.json", read_run(folder)["fingerprint"]
+    keep_real(out, card)
+    fresh = fingerprint(config, card["manifest_sha256"] + run, "robustness")
     wanted, predict = changes_for(get_dataset(config.dataset, root).modality), predictor(model, config)
+    rows = _done(out, fresh, wanted)
+    about = {"data": card, "hardware": hardware(next(model.parameters()).device), "run": run, "fingerprint": fresh}
     for change, factor in wanted[len(rows) :]:
         found = measure(predict, [Changed(sample, change, factor) for sample in samples], config, {})
         pooled = pool(found.rows, found.histograms[""])
         rows.append({"change": change, "factor": factor} | {key: finite(pooled[key]) for key in MEASURES})
-        write_json(out, about | {"rows": rows, "n": len(samples), "whole": len(rows) == len(wanted)})
+        write_json(out, about | {"rows": rows, "n": len(samples)})
         on_change(len(rows), len(wanted))
     return out
+
+
+def _done(path: Path, fresh: str, wanted: list[tuple[str, float]]) -> list[dict]:
+    """The rows of an earlier measurement that still hold; none where the file is not what it should be."""
+    try:
+        found = read_json(path)
+        rows = found["rows"] if found["fingerprint"] == fresh else []
+        same = [(row["change"], row["factor"]) for row in rows] == wanted[: len(rows)]
+        return rows if same and all(row[key] is None or row[key] >= 0 for row in rows for key in MEASURES) else []
+    except (InputError, KeyError, TypeError):
+        return []
 
 
 def changes_for(modality: str) -> list[tuple[str, float]]:
@@ -119,13 +135,15 @@ def read_robustness(folder: Path | str, split: str = "test") -> tuple[dict, pd.D
     path = Path(folder) / f"robustness-{split}.json"
     if not path.exists():
         return None
-    about = read_json(path)
+    about, run, mend = read_json(path), read_run(folder), f"remove it, then csamnet robustness {folder}"
     try:
-        table = pd.DataFrame(about["rows"])[["change", "factor", *MEASURES]]
-        sound = about["whole"] and about["data"]["kind"] in ("real", "sample") and table["change"].iloc[0] == "none"
-    except (KeyError, TypeError, ValueError, IndexError):
+        table = pd.DataFrame(about["rows"])[["change", "factor", *MEASURES]].astype(dict.fromkeys(MEASURES, float))
+        found = [*zip(table["change"], table["factor"], strict=True)]
+        sound = about["data"]["kind"] in ("real", "sample") and found in (changes_for("H&E"), changes_for(""))
+    except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        mend = f"csamnet robustness {folder}"
         raise InputError("not whole, or not what csamnet robustness writes", path=path, mend=mend)
+    if about.get("run") != run.get("fingerprint"):
+        raise InputError("measured of another training than the one that is here", path=path, mend=mend)
     return about, table

@@ -136,7 +136,7 @@ def read_from(origin: str, key: str) -> str:
 def costs_against_paper(dataset: str = "MoNuSeg") -> str:
     """Parameters and multiply-adds that the paper prints or draws beside what we count, in Markdown.
 
-    The paper's M and G fit our counts where they are taken as 2**20 and 2**30, as `csamnet.complexity` says.
+    The paper's M fits our counts where it is 2**20; its G fits some as 2**30 and others as 1e9.
     """
     from csamnet.complexity import complexity_table
 
@@ -317,9 +317,7 @@ def state(runs: list[Path]) -> str:
 def comparable(summary: dict, model: str) -> str:
     """Whether the measures of a page can be put beside the paper's, in Markdown."""
     if summary["data"]["kind"] == "sample":
-        return (
-            "**Nothing here can be compared with the paper**: look-alikes are neither as hard nor as many as real ones."
-        )
+        return "**Nothing here can be compared with the paper**: look-alikes are painted, and few."
     if not paper_scores(summary["data"]["name"], model):
         return f"The paper gives no measures of {model} on this data set."
     return "The paper does not say how it averages; the difference is that of the pooled measures."

@@ -43,6 +43,10 @@ def command(function: Callable) -> Callable:
             return function(*args, **kwargs)
         except InputError as error:
             complain(error)
+        except RuntimeError as error:
+            if "out of memory" not in str(error) and "not enough memory" not in str(error):
+                raise
+            complain("there is not enough memory\n  mend: a smaller batch or tile: --set batch=4, --set tile=128")
         except OSError as error:
             complain(f"{error.strerror or error}" + (f"\n  file: {error.filename}" if error.filename else ""))
         raise typer.Exit(2)

@@ -13,12 +13,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -38,7 +39,7 @@ from csamnet.results import (
     fingerprint,
     hardware,
     is_done,
-    keep_real,
+    keep_run,
     libraries,
     peak_memory_mb,
     run_folder,
@@ -67,10 +68,11 @@ def train(
     fresh = fingerprint(config, card["manifest_sha256"])
     if is_done(folder, fresh):
         return folder
-    keep_real(folder, card)
+    keep_run(folder, config, card)
     fabric = launch(config, device, devices, nodes)
     samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
     samples["train"] = draw_images(samples["train"], config.images, config.seed)
+    check_selection(samples["val"], Path(root) / config.dataset)
     atlas = Atlas(samples["train"], fabric.device, cache=folder)
     held_out = samples["val"][fabric.global_rank :: fabric.world_size]
 
@@ -83,9 +85,7 @@ def train(
     history = checkpoint.load()
     crops = typical_crops(atlas, config)
     if fabric.is_global_zero:
-        for old in folder.glob("*/summary.json") if not history else ():  # measured of what is now trained anew
-            old.unlink()
-        write_json(folder / SEEN, {split: {s.pixels_sha256: s.name for s in of} for split, of in samples.items()})
+        begin(folder, samples, anew=not history)
         write_run(folder, config, card, fresh, fabric, history, network, status="training")
 
     tick = on_step if fabric.is_global_zero else None
@@ -107,6 +107,20 @@ def train(
         write_run(folder, config, card, fresh, fabric, history, network, status="done")
     fabric.barrier()
     return folder
+
+
+def check_selection(samples: list, folder: Path) -> None:
+    if not any(sample.mask().any() for sample in samples):
+        found = "validation images without foreground"
+        raise InputError("the epoch to keep cannot be chosen", path=folder, found=found)
+
+
+def begin(folder: Path, samples: dict[str, list], *, anew: bool) -> None:
+    """Write what is learned from; of a training that is done `anew`, remove weights and what was measured of them."""
+    for pattern in ("weights.safetensors", "*/summary.json", "robustness-*.json") if anew else ():
+        for old in folder.glob(pattern):
+            old.unlink()
+    write_json(folder / SEEN, {split: {s.pixels_sha256: s.name for s in of} for split, of in samples.items()})
 
 
 def train_epoch(
@@ -219,7 +233,7 @@ def stop_on_nan(loss: float, network: nn.Module, epoch: int, config: RunConfig, 
         "the loss or a weight is no longer a number; training stopped",
         path=folder,
         found=f"loss {loss} in epoch {epoch + 1} (steps {epoch * config.steps_per_epoch + 1} and on)",
-        mend=f"lower the learning rate (now {config.lr}) or use --precision fp32; the checkpoint is of epoch {epoch}",
+        mend=f"a learning rate below {config.lr}, or --precision fp32; the checkpoint is of epoch {epoch}",
     )
 
 
@@ -265,6 +279,13 @@ class Checkpoint:
         """Take up the saved state and return its history; empty where there is none of this fingerprint."""
         if not self.path.exists():
             return []
+        try:
+            return self._load()
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError("a checkpoint cannot be used", path=self.path, found=shorten(str(error), 200),
+                             mend="remove it: the training then starts from the beginning") from None  # fmt: skip
+
+    def _load(self) -> list[dict]:
         with safe_open(self.path, "pt") as stream:
             about = stream.metadata()
         if about["fingerprint"] != self.fingerprint:
@@ -275,7 +296,9 @@ class Checkpoint:
         self.best = _part(tensors, "best.")
         groups = self.optimizer.state_dict()["param_groups"]
         count = sum(len(group["params"]) for group in groups)
-        state = {i: found for i in range(count) if (found := _part(tensors, f"optimizer.{i}."))}
+        state = {i: _part(tensors, f"optimizer.{i}.") for i in range(count)}
+        if not all(state.values()):
+            raise ValueError("the optimiser's state is not whole")
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         return json.loads(about["history"])
 

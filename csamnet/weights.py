@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,9 +12,9 @@ from csamnet.config import RunConfig
 from csamnet.data import load_split
 from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import load_run, validate, validation_scores
-from csamnet.files import InputError, write_text
+from csamnet.files import InputError, atomic
 from csamnet.inference import WEIGHTS
-from csamnet.measured import MEASURES, read_images, read_objects
+from csamnet.measured import MEASURES, check_comparable, read_evaluation, read_images, read_objects
 from csamnet.model import load_strictly, save_weights
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.robustness import read_robustness
@@ -21,6 +22,7 @@ from csamnet.tables import KINDS, TITLES, duration, markdown, paper_scores, plac
 
 SAME = 2e-4
 """By how much half precision may change the validation mIoU: 0.02 points."""
+NEAR = 2e-3  # the same of another device or precision than that of the training
 
 
 def ship(folder: Path | str, root: Path | str, out: Path | str = WEIGHTS, *, device: str = "auto") -> Path:
@@ -31,19 +33,24 @@ def ship(folder: Path | str, root: Path | str, out: Path | str = WEIGHTS, *, dev
     """
     model, config = load_run(folder, device)
     summary, path = read_summary(folder), Path(out) / f"{config.dataset}.safetensors"
-    if summary is None or summary["data"]["kind"] != "real":
-        found = "no test" if summary is None else KINDS[summary["data"]["kind"]]
+    kinds = {read_run(folder)["data"]["kind"], summary["data"]["kind"] if summary else "nothing"}
+    if kinds != {"real"}:
+        found = "no test" if summary is None else KINDS["sample"]
         raise InputError("these weights are not to be shipped", path=folder, expected="a run measured on real images",
                          found=found, mend=f"csamnet evaluate {folder}")  # fmt: skip
     samples = load_split(root, config.dataset, "val")
-    state, full = halved(model), _score(model, samples, config)
+    state, full, best = halved(model), _score(model, samples, config), read_run(folder)["best_val_miou"]
+    if not abs(full - best) < NEAR:
+        raise InputError("these are not the weights that were measured, or not the images", path=folder,
+                         expected=f"validation mIoU {best:.4f}", found=f"{full:.4f}")  # fmt: skip
     load_strictly(model, state)
     change = abs(_score(model, samples, config) - full)
-    if change > SAME:
+    if not change <= SAME:
         raise InputError("half precision changes the network", path=folder, expected=f"at most {SAME}", found=change)
-    _write(state, path, config)
-    entry = get_dataset(config.dataset, root)
-    write_text(path.with_suffix(".md"), card(folder, entry, change, path.stat().st_size))
+    text = card(folder, get_dataset(config.dataset, root), change, sum(value.nbytes for value in state.values()))
+    with atomic(path.with_suffix(".md")) as about, atomic(path) as tensors:  # both, or none
+        about.write_text(text, encoding="utf-8")
+        _write(state, tensors, config)
     return path
 
 
@@ -57,7 +64,6 @@ def _score(model: nn.Module, samples: list, config: RunConfig) -> float:
 
 
 def _write(state: dict[str, Tensor], path: Path, config: RunConfig) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_weights({name: value.cpu() for name, value in state.items()}, path, config=json.dumps(config.to_dict()))
 
 
@@ -65,15 +71,18 @@ def card(folder: Path | str, entry: Dataset, change: float, size: int) -> str:
     """What a run's weights are, in Markdown; `change` of mIoU by half precision, `size` of the file in bytes."""
     run, summary, config = read_run(folder), read_summary(folder), read_config(folder)
     counts, data = run["data"]["counts"], run["data"]
-    seeds = find_runs(Path(folder).parents[1], **{k: getattr(config, k) for k in ("dataset", "model", "profile")})
-    pooled = [measured["pooled"] for seed in seeds if (measured := read_summary(seed))]
+    seeds = [seed for seed in find_runs(Path(folder).parents[1], dataset=config.dataset, images=config.images)
+             if replace(read_config(seed), seed=config.seed) == config and read_summary(seed)]  # fmt: skip
+    measured = [read_evaluation(seed) for seed in seeds]
+    check_comparable({config.model: measured})
+    pooled = [one.summary["pooled"] for one in measured]
     scores = ", ".join(f"{TITLES[key]} {show_seeds(key, [one[key] for one in pooled])}" for key in MEASURES)
     many = f"mean ± standard deviation of {len(pooled)} seeds" if len(pooled) > 1 else "one seed"
     private = "; not for commercial use" if "NC" in entry.licence else ""
     rows = {
         "finds": f"{entry.target[1]} in {entry.modality}" + f" at {entry.mpp} µm a pixel" * bool(entry.mpp),
         "network": f"{config.model}, {run['parameters']:,} parameters, half precision, {size / 1e6:.1f} MB",
-        "trained on": f"{config.dataset}: {counts['train']} images, the epoch chosen on {counts['val']} others",
+        "trained on": f"{config.images or counts['train']} images, chosen on {counts['val']}{_part(entry, counts)}",
         "recipe": recipe(config),
         "training": f"{duration(run['wall_s'])} on {place(run['hardware'])}",
         "licence": f"{entry.licence}, that of the data{private}",
@@ -85,9 +94,20 @@ def card(folder: Path | str, entry: Dataset, change: float, size: int) -> str:
     table = markdown(["what", "these weights"], [[f"**{what}**", text] for what, text in rows.items()])
     use = "Research: trying `csamnet predict` on such images, and a start for training. No diagnosis."
     failures = "\n".join(f"- {line}" for line in weaknesses(folder, entry))
-    return (
-        f"# {config.dataset}\n\n{table}\n\n**Intended use.** {use}\n\n**Known failures**, as measured:\n\n{failures}\n"
-    )
+    parts = [
+        f"# {config.dataset} weights",
+        table,
+        f"**Intended use.** {use}",
+        "**Known failures**, as measured:",
+        failures,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _part(entry: Dataset, counts: dict[str, int]) -> str:
+    """How much of the published data was at hand, where it was a part."""
+    found, all_ = sum(counts.values()), entry.published.get("images", 0)
+    return f"; {found} of the {all_} published images were at hand" if found < all_ else ""
 
 
 def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
@@ -108,7 +128,9 @@ def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
         few, all_ = (f"{100 * (part['iou'] > 0.5).mean():.0f} %" for part in (small, objects))
         told.append(f"Of the smallest eighth (up to {area:.0f} {unit}²) {few} are found, of all {all_}.")
     if pooled["pq"] is not None:
-        told.append(f"Neighbours merge: DQ {show('dq', pooled['dq'])}, PQ {show('pq', pooled['pq'])}.")
+        told.append(
+            f"As objects: {', '.join(f'{TITLES[key]} {show(key, pooled[key])}' for key in ('dq', 'sq', 'pq'))}."
+        )
     if found := read_robustness(folder):
         table = found[1].sort_values("miou").iloc[0]
         told.append(f"Changed images: mIoU falls to {show('miou', table.miou)} with {table.change} × {table.factor:g}.")

@@ -85,9 +85,10 @@ def site(tmp_path_factory) -> Path:
             left_out = shutil.ignore_patterns("*.safetensors", "__pycache__")
             shutil.copytree(ROOT / name, copy / name, ignore=left_out)
     shutil.copy(ROOT / "_config.yml", copy)
-    (copy / "data").mkdir()
-    for card in (ROOT / "data").glob("*.md"):
-        shutil.copy(card, copy / "data")
+    for cards in ("data", "weights"):
+        (copy / cards).mkdir()
+        for card in (ROOT / cards).glob("*.md"):
+            shutil.copy(card, copy / cards)
     for name, figure in (("architecture", architecture()), ("cost-paper", paper_cost())):
         save(figure, copy / "book" / "_generated" / "figures" / name)
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())

@@ -314,3 +314,10 @@ def test_every_rival_has_two_sizes_and_every_variant_a_group():
         assert table.loc["no ASPP", "group"] == "Single parts"
         assert (table["group"] == "Size").sum() == len([m for m in models if m.count("-") == 1]) - 1
         assert models[0] == f"CSAMNet-{size}"
+
+
+def test_an_image_may_be_called_na(tmp_path):
+    folder = run(tmp_path, "UNet", 1.0, count=2)
+    path = folder / "test" / "per_image.csv"
+    path.write_text(path.read_text().replace("\n00,", "\nNA,").replace("\n01,", "\n007,"))
+    assert read_evaluation(folder).images["name"].tolist() == ["NA", "007"]

@@ -179,7 +179,7 @@ def test_runs_that_cannot_be_evaluated(run, tree, tmp_path):
         evaluate(copy, tree, device="cpu")
     write_json(copy / "run.json", about)
     (copy / "weights.safetensors").unlink()
-    with pytest.raises(InputError, match="no weights"):
+    with pytest.raises(InputError, match="are not kept here"):
         evaluate(copy, tree, device="cpu")
     assert {path.name for path in copy.iterdir()} == {"run.json", "history.csv", "images.json"}
 

@@ -103,6 +103,7 @@ def test_a_damaged_file_is_named(run, tmp_path, content):
     folder = tmp_path / "run"
     folder.mkdir()
     assert read_robustness(folder) is None
+    shutil.copy(run / "run.json", folder)
     (folder / "robustness-test.json").write_text(content)
     with pytest.raises(InputError, match=r"robustness-test\.json"):
         read_robustness(folder)

@@ -69,7 +69,7 @@ PUBLISHED: dict[str, tuple[float | None, float | None]] = {
 }
 """Parameters (M) and multiply-adds (G) at 256 x 256 that the CSAMNet paper prints or draws; None where it gives none.
 
-Its M and G are 2**20 and 2**30: so taken they fit UNet, AttUNet and CSAMNet to the printed digit.
+Its M is 2**20: so taken UNet, AttUNet and CSAMNet fit to the printed digit. Its G fits some as 2**30, others as 1e9.
 """
 
 COSTS: dict[str, tuple[int, int]] = {
