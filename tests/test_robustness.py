@@ -185,3 +185,59 @@ def test_the_page_on_a_tiny_look_alike(tmp_path):
         page = out.read_text()
         assert said in page
         assert "image/jpeg" not in page, "a photograph on a page that reads results only"
+
+
+def test_what_was_measured_on_real_images_stays(tree, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(tree, tmp_path / "painted")
+    card = tmp_path / "painted" / "MoNuSeg" / "dataset.json"
+    write_json(card, read_json(card) | {"kind": "sample"})
+    evaluate(tmp_path / "run", tree, device="cpu")
+    write_json(tmp_path / "run" / "robustness-test.json", {"data": {"kind": "real"}})
+    before = read_summary(tmp_path / "run")
+    config = read_json(tmp_path / "run" / "run.json")
+    write_json(tmp_path / "run" / "run.json", config | {"fingerprint": "another"})  # or nothing is to be done
+    for measure in (evaluate, robustness):
+        with pytest.raises(InputError, match="measured on real images"):
+            measure(tmp_path / "run", tmp_path / "painted", device="cpu")
+    assert read_summary(tmp_path / "run") == before
+
+
+def test_robustness_of_another_training_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    rows = [{"change": change, "factor": factor, "miou": 0.5, "dice": 0.5, "ap": 0.5, "auc": None}
+            for change, factor in changes_for("H&E")]  # fmt: skip
+    path, own = tmp_path / "run" / "robustness-test.json", read_json(run / "run.json")["fingerprint"]
+    write_json(path, {"rows": rows, "n": 2, "data": {"kind": "real"}, "run": own})
+    assert np.isnan(read_robustness(tmp_path / "run")[1]["auc"]).all()
+    write_json(path, {"rows": rows, "n": 2, "data": {"kind": "real"}, "run": "another"})
+    with pytest.raises(InputError, match="measured of another training"):
+        read_robustness(tmp_path / "run")
+
+
+def test_images_too_small_are_named_before_anything_is_measured(tree, run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    monkeypatch.setattr("csamnet.data.Sample.image", lambda sample: np.zeros((3, 50, 3), np.uint8))
+    with pytest.raises(InputError, match="too small"):
+        robustness(tmp_path / "run", tree, device="cpu")
+    assert not list((tmp_path / "run").glob("robustness-*"))
+
+
+@pytest.mark.parametrize("others", ["Foo", "InHouse", "LIDC-IDRI", "monuseg"])
+def test_other_data_sets_are_looked_at_first(others, tmp_path):
+    given = dict.fromkeys(generalisation.PARAMETERS) | {"dataset": "MoNuSeg", "profile": "sample", "others": others}
+    with pytest.raises(InputError, match=r"others cannot be used|unknown data set"):
+        generalisation.study(given | {"results": str(tmp_path), "root": str(tmp_path)})
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_changed_tree_is_named(tree, run, tmp_path):
+    shutil.copytree(tree, tmp_path / "tree")
+    shutil.copytree(run, tmp_path / "run")
+    manifest = tmp_path / "tree" / "MoNuSeg" / "manifest.csv"
+    manifest.write_text(manifest.read_text()[:-60])
+    with pytest.raises(InputError, match="a manifest was changed"):
+        evaluate(tmp_path / "run", tmp_path / "tree", device="cpu")
+    write_json(manifest.with_name("dataset.json"), {})
+    with pytest.raises(InputError, match="not what csamnet prepare writes"):
+        evaluate(tmp_path / "run", tmp_path / "tree", device="cpu")

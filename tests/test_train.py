@@ -477,3 +477,26 @@ def test_losses_by_hand():
     blank = torch.full_like(logits, -20.0)
     blank[:, 0] = 20
     assert dice_loss(blank, torch.zeros_like(target)).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-100], lambda raw: b"", lambda raw: b"\x80\x04junk"])
+def test_a_damaged_checkpoint_is_named(tree, tmp_path, damage):
+    config = settings(epochs=2, steps_per_epoch=1)
+    folder = results.run_folder(config, tmp_path)
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tree, results=tmp_path, device="cpu", on_epoch=stop)
+    path = folder / "checkpoint.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors(?s:.*)mend: remove it"):
+        train(config, tree, results=tmp_path, device="cpu")
+
+
+def test_validation_without_foreground_is_refused_before_the_first_step(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("csamnet.data.Sample.mask", lambda sample: np.zeros(sample.image().shape[:2], bool))
+    with pytest.raises(InputError, match="the epoch to keep cannot be chosen"):
+        train(settings(), tree, results=tmp_path, device="cpu")
+    assert not list(tmp_path.rglob("run.json"))

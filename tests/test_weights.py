@@ -10,16 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny import discs
 from typer.testing import CliRunner
 
 import csamnet
 from csamnet.cli import app
+from csamnet.config import make_config
 from csamnet.data import load_split
 from csamnet.datasets import DATASETS
 from csamnet.evaluate import evaluate, measure, write_evaluation
 from csamnet.files import InputError, read_json, write_json
+from csamnet.inference import predict_files, target_of
 from csamnet.measured import MEASURES, read_objects
 from csamnet.results import read_config
 from csamnet.robustness import changes_for
@@ -136,3 +140,47 @@ def test_shipped_weights_are_small_and_told_of(path):
     assert model.config.dataset == path.stem
     found = csamnet.predict(model, np.full((130, 130, 3), 235, np.uint8))
     assert found.mask.mean() < 0.5, "nothing is not everything"
+
+
+def test_a_network_that_learned_from_look_alikes_is_not_shipped(folder, tree, tmp_path):
+    copy = tmp_path / "MoNuSeg" / folder.name
+    shutil.copytree(folder, copy)
+    run = read_json(copy / "run.json")
+    write_json(copy / "run.json", run | {"data": run["data"] | {"kind": "sample"}})
+    with pytest.raises(InputError, match=r"not to be shipped(?s:.*)sample data"):
+        ship(copy, tree, tmp_path / "out", device="cpu")
+
+
+def test_weights_and_card_come_together_or_not_at_all(folder, tree, tmp_path):
+    copy = tmp_path / "MoNuSeg" / folder.name
+    shutil.copytree(folder, copy)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "MoNuSeg.safetensors").write_bytes(b"old")
+    (copy / "test" / "objects.csv").write_text("damaged")
+    with pytest.raises(InputError, match=r"objects\.csv"):
+        ship(copy, tree, tmp_path / "out", device="cpu")
+    assert (tmp_path / "out" / "MoNuSeg.safetensors").read_bytes() == b"old"
+
+
+def test_other_weights_than_those_that_were_measured_are_refused(folder, tree, tmp_path):
+    copy = tmp_path / "MoNuSeg" / folder.name
+    shutil.copytree(folder, copy)
+    path = copy / "weights.safetensors"
+    save_file({name: value + 0.3 * value.is_floating_point() for name, value in load_file(path).items()}, path)
+    with pytest.raises(InputError, match="not the weights that were measured"):
+        ship(copy, tree, tmp_path / "out", device="cpu")
+    save_file({name: value * float("nan") for name, value in load_file(path).items()}, path)
+    with pytest.raises(InputError, match=r"no numbers(?s:.*)NaN"):
+        ship(copy, tree, tmp_path / "out", device="cpu")
+
+
+def test_detections_are_called_by_what_the_weights_find(tmp_path):
+    model = csamnet.CSAMNet(16)
+    for dataset, kind in (("BUSI", "Lesion"), ("MoNuSeg", "Nucleus"), ("Mine", "Object")):
+        model.config = replace(make_config("sample"), dataset=dataset)
+        assert target_of(model)[0].capitalize() == kind
+    image = tmp_path / "a.png"
+    Image.fromarray(np.full((130, 130, 3), 90, np.uint8)).save(image)
+    model.config = replace(make_config("sample"), dataset="BUSI", threshold=0.0)
+    predict_files(model, [image], tmp_path / "out")
+    assert '"name":"Lesion"' in (tmp_path / "out" / "a_nuclei.geojson").read_text()
