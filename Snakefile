@@ -84,7 +84,7 @@ def run(wildcards, input):
 
 
 def config_of(model, seed):
-    return make_config(PROFILE, dataset=EXPERIMENT, seed=int(seed), **({"model": model} if model else {}))
+    return make_config(PROFILE, dataset=EXPERIMENT, model=model, seed=int(seed))
 
 
 def configs(wildcards):
@@ -209,7 +209,7 @@ rule generalisation:
     params:
         given=f"-p dataset={EXPERIMENT} -p profile={PROFILE} -p seed={SEED} -p others={','.join(ELSEWHERE)}"
         + ("" if RELEASES else f" -p root={ROOT}"),
-        fingerprint=lambda wildcards, input: fingerprint(config_of(None, SEED), sha256_file(input.manifest)),
+        fingerprint=lambda wildcards, input: fingerprint(make_config(PROFILE, dataset=EXPERIMENT, seed=SEED), sha256_file(input.manifest)),
         page=text("notebooks/generalisation.ipynb", *CODE),
     threads: 8 if PROFILE != "sample" else 1
     resources:

@@ -57,9 +57,9 @@ class Sample:
         return read_labels(self.labels_path) if self.labels_path else None
 
 
-def pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Image and mask. Raises InputError where they differ in size."""
-    image, mask = sample.image(), sample.mask()
+def pair(sample: Sample, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Image and mask, which may have been read before. Raises InputError where they differ in size."""
+    image, mask = sample.image(), sample.mask() if mask is None else mask
     if image.shape[:2] != mask.shape:
         path, expected = getattr(sample, "image_path", None), f"{mask.shape}, as the mask"
         raise InputError("image and mask differ in size", path=path, expected=expected, found=image.shape[:2])
@@ -116,7 +116,7 @@ class Atlas:
         self.foreground = torch.stack([_foreground_points(mask) for mask in masks]).to(device)  # (n, 4096, 2)
         self.has_foreground = torch.tensor([bool(mask.any()) for mask in masks], device=device)
         sizes = [mask.size for mask in masks]
-        blocks = (_pack(*pair(sample)) for sample in samples)
+        blocks = (_pack(*pair(*one)) for one in zip(samples, masks, strict=True))
         self.mapped = 4 * sum(sizes) > budget
         if self.mapped:
             self.pixels = _spill(blocks, cache)

@@ -415,6 +415,13 @@ def by_size(objects: pd.DataFrame, source: str, mpp: float | None = None, target
     return figure
 
 
+def _ticks(axis, values: Sequence[float]) -> None:
+    """Ticks at just these values, whatever the scale."""
+    axis.set_ticks(values)
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
 def _even(axis) -> None:
     """Ticks 1, 2, 5, 10 ... on an axis whose scale is logarithmic."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -449,9 +456,7 @@ def robustness(table: pd.DataFrame, source: str, mpp: float | None = None) -> Fi
                 ax.plot(rows["factor"] * unit, rows[key], line, color=colour, marker=".", label=label)
         size = "µm of a pixel" if mpp else "pixels joined to one, a side"
         ax.set(xscale="log", xlabel=size if name == "coarser" else f"times the {name}")
-        ax.set_xticks(sorted({*table["factor"][table["change"].isin(["none", name])] * unit}))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_locator(NullLocator())
+        _ticks(ax.xaxis, sorted({*table["factor"][table["change"].isin(["none", name])] * unit}))
     axes[0, 0].set(ylabel="score", ylim=(None, 1))
     figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper left", ncols=4, columnspacing=1.2)
     return figure
@@ -470,9 +475,7 @@ def learning_curve(table: pd.DataFrame, source: str) -> Figure:
         ax.plot(means.index, means[key], color=colour, label=TITLES[key])
         ax.plot(table["images"], table[key], "o", color=colour, markersize=4.5, alpha=0.75)
     ax.set(xscale="log", xlabel="training images", ylabel="score on the test images")
-    ax.set_xticks(means.index)
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_locator(NullLocator())
+    _ticks(ax.xaxis, means.index)
     figure.legend(loc="outside upper left", ncols=2)
     return figure
 

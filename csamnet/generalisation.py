@@ -15,10 +15,11 @@ from csamnet.data import load_split
 from csamnet.datasets import get_dataset
 from csamnet.evaluate import evaluate
 from csamnet.files import InputError
-from csamnet.notebooks import checked, notebook_config, notebook_runs, prepared
+from csamnet.measured import MEASURES
+from csamnet.notebooks import checked, notebook_config, notebook_runs, prepared, run_model
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.robustness import Changed, changes_for, robustness
-from csamnet.tables import KINDS, MEASURES, TITLES, markdown, show
+from csamnet.tables import KINDS, TITLES, markdown, show
 
 IMAGES = (1, 2, 4, 8, 16)
 """Numbers of training images in a learning curve, as far as there are so many; and all of them."""
@@ -68,14 +69,9 @@ def study(namespace: MutableMapping, say: Callable[[str], None] = print) -> Stud
 
 def train_curve(config: RunConfig, root: Path, results: Path, device: str, say: Callable) -> list[Path]:
     """Train and measure with few training images and with all, the number of steps being the same; all come last."""
-    from csamnet.train import train  # slow to import
-
-    every, folders = prepared(config, root)["counts"]["train"], []
-    for count in (*(count for count in IMAGES if count < every), 0):
-        folders.append(train(replace(config, images=count), root, results=results, device=device))
-        evaluate(folders[-1], root, device=device)
-        say(f"{folders[-1].name}: test mIoU {show('miou', read_summary(folders[-1])['pooled']['miou'])}")
-    return folders
+    every = prepared(config, root)["counts"]["train"]
+    counts = (*(count for count in IMAGES if count < every), 0)
+    return [run_model(replace(config, images=count), root, results, device, say) for count in counts]
 
 
 def found_curve(dataset: str, results: Path) -> list[Path]:
@@ -93,9 +89,9 @@ def curve_table(folders: Sequence[Path]) -> pd.DataFrame:
     """For `figures.learning_curve`: images, seed and MEASURES of each run."""
     rows = []
     for folder in folders:
-        config, run = read_config(folder), read_run(folder)
+        config, run, pooled = read_config(folder), read_run(folder), read_summary(folder)["pooled"]
         place = {"images": config.images or run["data"]["counts"]["train"], "seed": config.seed}
-        rows.append(place | {key: read_summary(folder)["pooled"][key] for key in MEASURES})
+        rows.append(place | {key: pooled[key] for key in MEASURES})
     return pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float)).sort_values(["images", "seed"], ignore_index=True)
 
 

@@ -13,10 +13,11 @@ import pandas as pd
 
 from csamnet.config import RunConfig
 from csamnet.files import InputError
-from csamnet.metrics import COUNTS, from_counts
+from csamnet.metrics import COUNTS, EDGES, from_counts
 from csamnet.results import read_config, read_summary
 
 MEASURES = ("miou", "dice", "ap", "auc")
+BINS = len(EDGES) + 1  # of an image's scores
 
 
 class Evaluation(NamedTuple):
@@ -106,8 +107,8 @@ def read_scores(folder: Path | str, split: str = "test") -> np.ndarray | None:
             scores = stored["histograms"].astype(np.int64)
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise _broken("scores cannot be read", folder, path, found=error) from None
-    if scores.ndim != 3 or scores.shape[1:] != (2, 770):
-        raise _broken("scores cannot be used", folder, path, "histograms (images, 2, 770)", scores.shape)
+    if scores.ndim != 3 or scores.shape[1:] != (2, BINS):
+        raise _broken("scores cannot be used", folder, path, f"histograms (images, 2, {BINS})", scores.shape)
     return scores
 
 

@@ -20,6 +20,9 @@ LOW, HIGH, PER_LOGIT = -88, 17, 4096
 """A float32 probability other than 0 and 1 has a logit between LOW and HIGH; so many bins a unit of logit."""
 BINS = (HIGH - LOW) * PER_LOGIT
 
+EDGES = np.arange(-384, 385) / 32
+"""Logits between the bins of a coarse histogram."""
+
 COUNTS = ("tp", "fp", "fn", "tn")
 PIXEL = ("iou", "iou_background", "miou", "dice", "precision", "recall", "accuracy")
 SUMS = ("n_true", "n_pred", "matched", "iou_sum", "aji_intersection", "aji_union")
@@ -85,7 +88,7 @@ def score_histogram(probability: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def coarse(hist: np.ndarray) -> np.ndarray:
     """A score histogram (2, BINS) in bins of 1/32 of a logit, (2, 770): enough for intervals, small on disk."""
-    edges = (np.arange(-384, 385) * PER_LOGIT // 32) - LOW * PER_LOGIT
+    edges = (EDGES * PER_LOGIT).astype(int) - LOW * PER_LOGIT
     return np.add.reduceat(hist, [0, *edges], axis=1)
 
 
@@ -97,7 +100,7 @@ def calibration(scores: np.ndarray, bins: int = 15) -> tuple[float, pd.DataFrame
     two are NaN where there are none.
     """
     background, foreground = scores.sum(0)
-    score = expit(np.clip((np.arange(scores.shape[2]) - 384.5) / 32, -12, 12))  # of a bin's middle
+    score = expit(np.concatenate([EDGES[:1], (EDGES[:-1] + EDGES[1:]) / 2, EDGES[-1:]]))  # of a bin's middle
     place = (score * bins).astype(int)
     pixels, true = (np.bincount(place, of, bins) for of in (background + foreground, foreground))
     with np.errstate(invalid="ignore"):

@@ -28,7 +28,7 @@ from csamnet.paths import PREPARED, RESULTS, ROOT
 from csamnet.prepare import prepare
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.samples import make_sample
-from csamnet.tables import KINDS, markdown, place
+from csamnet.tables import KINDS, markdown, place, show
 
 # ------------------------------------------------------------------------------------------ parameters
 
@@ -118,16 +118,22 @@ def run_models(
     config: RunConfig, names: Sequence[str], seeds: int, root: Path, results: Path, device: str, say: Callable
 ) -> dict[str, list[Path]]:
     """Train and measure each of `names` with each seed, unless that is done; a model's runs, a folder a seed."""
-    from csamnet.train import train  # slow to import
-
     prepared(config, root)
     runs: dict[str, list[Path]] = {}
     for name, seed in product(names, range(seeds)):
-        folder = train(replace(config, model=name, seed=seed), root, results=results, device=device)
-        evaluate(folder, root, device=device)
+        folder = run_model(replace(config, model=name, seed=seed), root, results, device, say)
         runs.setdefault(name, []).append(folder)
-        say(f"{folder.name}: test mIoU {100 * read_summary(folder)['pooled']['miou']:.2f} %")
     return runs
+
+
+def run_model(config: RunConfig, root: Path, results: Path, device: str, say: Callable) -> Path:
+    """Train and measure one network, unless that is done; its run folder."""
+    from csamnet.train import train  # slow to import
+
+    folder = train(config, root, results=results, device=device)
+    evaluate(folder, root, device=device)
+    say(f"{folder.name}: test mIoU {show('miou', read_summary(folder)['pooled']['miou'])}")
+    return folder
 
 
 def most_run(kind: str, dataset: str, results: Path) -> str:

@@ -13,9 +13,9 @@ from csamnet.data import load_split
 from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import load_run, validate, validation_scores
 from csamnet.files import InputError, atomic
-from csamnet.inference import WEIGHTS
 from csamnet.measured import MEASURES, check_comparable, read_evaluation, read_images, read_objects
 from csamnet.model import load_strictly, save_weights
+from csamnet.paths import WEIGHTS
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.robustness import read_robustness
 from csamnet.tables import KINDS, TITLES, duration, markdown, paper_scores, place, recipe, show, show_seeds
