@@ -258,6 +258,7 @@ def notebook(
     """Run a notebook by papermill; unknown parameters are refused before anything runs."""
     from csamnet.notebooks import run_notebook
 
+    console.print(f"Running {out}", soft_wrap=True)
     run_notebook(template, out, dict(map(_setting, parameter)))
 
 

@@ -129,12 +129,7 @@ def measure_costs(
     the file is `<device>-2.json`, and so on. Raises InputError for an unknown name.
     """
     place = pick_device(device)
-    about = {
-        "hardware": hardware(place),
-        "libraries": libraries(),
-        "precision": pick_precision("auto", place),
-        "rows": [],
-    }
+    about = {"hardware": hardware(place), "libraries": libraries(), "precision": pick_precision("auto", place)}
     stem = re.sub(r"[^A-Za-z0-9]+", "-", about["hardware"]["device"])
     paths = (Path(out) / f"{stem}{'' if n == 1 else f'-{n}'}.json" for n in count(1))
     path = next(path for path in paths if not path.exists() or _same(read_costs(path), about))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csamnet.config import RunConfig
+from csamnet.datasets import DATASETS
 from csamnet.files import InputError
 from csamnet.images import read_image, read_labels, read_mask
 from csamnet.manifest import read_manifest
@@ -40,6 +41,7 @@ class Sample:
     mask_path: Path | None
     labels_path: Path | None
     pixels_sha256: str = ""
+    touching: bool = True  # see Dataset.touching
 
     def image(self) -> np.ndarray:
         """`(H, W, 3)` uint8."""
@@ -83,6 +85,7 @@ def load_split(root: Path | str, dataset: str, split: str) -> list[Sample]:
             mask_path=folder / row["mask"] if row["mask"] else None,
             labels_path=folder / row["inst"] if row["inst"] else None,
             pixels_sha256=row["pixels_sha256"],
+            touching=getattr(DATASETS.get(dataset), "touching", True),
         )
         for row in rows.to_dict("records")
     ]

@@ -60,6 +60,11 @@ class Dataset:
     note: str = ""
 
     @property
+    def touching(self) -> bool:
+        """Whether neighbours run together and have to be split, as nuclei; lesions and tumours are not (our choice)."""
+        return self.target[0] in ("nucleus", "object")
+
+    @property
     def splits(self) -> dict[str, str]:
         """The split of each group that the release names."""
         return {group: split for split, groups in self.release.items() for group in groups}

@@ -223,7 +223,9 @@ def evaluate(
     if (read_summary(folder, out.name) or {}).get("fingerprint") == fresh:
         return out
     keep_real(out / "summary.json", card)
-    about = {"data": card, "seen": len(seen), "hardware": hardware(next(model.parameters()).device)}
+    place = next(model.parameters()).device
+    config = replace(config, precision=pick_precision(config.precision, place))
+    about = {"data": card, "seen": len(seen), "hardware": hardware(place)}
     measured = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
     return write_evaluation(out, measured, config, about | {"fingerprint": fresh})
 
@@ -279,7 +281,8 @@ def measure(
     rows, each, objects = [], [], []
     for done, sample in enumerate(samples, 1):
         (image, mask), own, found = pair(sample), np.zeros((2, BINS), np.int64), []
-        row = image_metrics(predict(image), mask, sample.labels(), threshold=config.threshold, total=own, objects=found)
+        rule = {"threshold": config.threshold, "touching": sample.touching}
+        row = image_metrics(predict(image), mask, sample.labels(), total=own, objects=found, **rule)
         for name, histogram in histograms.items():
             histogram += own * (not name or sample.organ in subsets[name])
         each.append(coarse(own))

@@ -79,22 +79,23 @@ class View(NamedTuple):
     probability: np.ndarray  # (H, W) float32
     threshold: float
     dice: float
+    touching: bool = True  # whether what was found is split, by `instances_from_probability`
 
     @classmethod
     def of(cls, sample, probability: np.ndarray, threshold: float, dice: float) -> View:
         """Of a `data.Sample`; where its objects are not told apart, they are what its mask is split into."""
         about = sample.name, sample.organ, sample.image(), sample.mask(), true_objects(sample)
-        return cls(*about, probability, threshold, dice)
+        return cls(*about, probability, threshold, dice, sample.touching)
 
     def predicted(self) -> np.ndarray:
         """The objects found, as (H, W) int32 labels."""
-        return instances_from_probability(self.probability, threshold=self.threshold)
+        return instances_from_probability(self.probability, threshold=self.threshold, touching=self.touching)
 
 
 def true_objects(sample) -> np.ndarray:
     """The objects (H, W) int32 of a `data.Sample`: as they are told apart, or else what its mask is split into."""
     labels = sample.labels()
-    return instances_from_probability(sample.mask()) if labels is None else labels
+    return instances_from_probability(sample.mask(), touching=sample.touching) if labels is None else labels
 
 
 def spread(length: int, most: int) -> list[int]:
@@ -169,10 +170,11 @@ def image_sheet(samples: Mapping[str, Sequence], source: str, target=TARGET, *, 
     for row, (split, items) in zip(axes, samples.items(), strict=True):
         first = {sample.organ: sample for sample in reversed(items)}
         alone = {sample.group: sample for sample in reversed(items)}  # one of each group before a second
-        ranked = sorted(
-            items, key=lambda s: (s is not first[s.organ], s.organ in shown, s is not alone[s.group], s.organ)
-        )
-        for ax, sample in zip(row, ranked, strict=False):
+
+        def rank(s, first=first, alone=alone):
+            return s is not first[s.organ], s.organ in shown, s is not alone[s.group], s.organ
+
+        for ax, sample in zip(row, sorted(items, key=rank), strict=False):
             shown.add(sample.organ)
             labels = true_objects(sample)
             corner = [max(0, (n - side) // 2) for n in labels.shape]
@@ -204,11 +206,8 @@ def object_statistics(
         right.hlines(rows.index, rows["outside"], rows["inside"], color=colour, linewidth=1.2, alpha=0.5)
         right.plot(rows["outside"], rows.index, mark, color=colour, markerfacecolor="white", markersize=4)
         right.plot(rows["inside"], rows.index, mark, color=colour, markersize=4)
-    right.set(
-        xlabel=f"mean {quantity}",
-        ylabel="images" if len(ranked) <= MOST else f"{MOST} of {len(ranked):,} images",
-        yticks=[],
-    )
+    many_images = "images" if len(ranked) <= MOST else f"{MOST} of {len(ranked):,} images"
+    right.set(xlabel=f"mean {quantity}", ylabel=many_images, yticks=[])
     handles = [Line2D([], [], color=BLACK, marker="o", ls="", markerfacecolor=face) for face in (BLACK, "white")]
     right.legend(handles, [many, "the rest"], loc="lower right", handletextpad=0.1)
     return figure
@@ -366,17 +365,11 @@ def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[
     alt = f"{names} of {len(table)} images by organ; by {TITLES[keys[0]]}, lowest first: {', '.join(organs)}."
     figure, axes = panels(alt, 1 + 0.3 * len(organs), source, 1, len(keys), sharey=True)
     for ax, key in zip(axes[0], keys, strict=True):
-        rows = organs.get_indexer(table["organ"])
         if len(table) > MOST:
-            parts = [table[key][rows == place].dropna() for place in range(len(organs))]
-            look = {
-                "boxprops": {"facecolor": "#9AD0EC"},
-                "medianprops": {"color": BLACK},
-                "flierprops": {"markersize": 1.5},
-            }
-            where = {"positions": range(len(organs)), "widths": 0.6, "orientation": "horizontal"}
-            ax.boxplot(parts, patch_artist=True, **where, **look)
+            look = {"color": "#9AD0EC", "linecolor": BLACK, "linewidth": 0.8, "fliersize": 1.5, "width": 0.6}
+            sns.boxplot(x=table[key], y=table["organ"], order=organs, ax=ax, **look)
         else:
+            rows = organs.get_indexer(table["organ"])
             ax.plot(table[key], rows, "o", color=BLUE, alpha=0.75, markersize=5.5, markeredgecolor="white")
         if pooled.get(key) is not None:
             ax.axvline(pooled[key], color=VERMILLION, linewidth=1)
@@ -524,7 +517,8 @@ def worst_places(views: Sequence[View], source: str, *, count: int = 3, side: in
     alt = f"Places with many wrong pixels ({organs}): outlines, true and found, above kinds of error."
     figure, axes = panels(alt, 4.6, source, 2, count, subplot_kw=NO_AXES)
     for (top, bottom), (_, view, box) in zip(axes.T, places, strict=False):
-        lines = (view.predicted()[box], BLACK, 1.6), (view.labels[box], YELLOW, 1.3)
+        found = view.predicted()[box]  # black with a white rim, to be seen on dark images too
+        lines = (found, "white", 2.8), (found, BLACK, 1.4), (view.labels[box], YELLOW, 1.2)
         picture(top, view.image[box], view.organ, *lines)
         picture(bottom, error_overlay(view)[box])
     _error_legend(figure)
@@ -561,20 +555,15 @@ def visual(
     columns = min(len(views) + 1, 4)
     bands = -(-(len(views) + 1) // columns)
     scores = ", ".join(f"{name} {view.dice:.3f}" for name, view in views.items())
-    alt = (
-        f"{first.name} ({first.organ}), whole and a part, with pixels found, missed and falsely found; Dice: {scores}."
-    )
+    alt = f"{first.name} ({first.organ}), whole and a part; pixels found, missed and falsely found; Dice: {scores}."
     ratio = first.truth.shape[0] / first.truth.shape[1] + (box[0].stop - box[0].start) / (box[1].stop - box[1].start)
     height = 0.5 + bands * (ratio * WIDTH / columns + 0.3)
     figure, axes = panels(alt, height, source, 2 * bands, columns, subplot_kw=NO_AXES)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     shown = {"\ntruth": first.image}
     shown |= {f"{name}\nDice {view.dice:.3f}": error_overlay(view) for name, view in views.items()}
-    places = [
-        (axes[2 * band, column], axes[2 * band + 1, column]) for band in range(bands) for column in range(columns)
-    ]
     (y, x), (h, w) = ((part.start for part in box), (part.stop - part.start for part in box))
-    for (top, bottom), (title, image) in zip(places, shown.items(), strict=False):
+    for top, bottom, (title, image) in zip(axes[::2].flat, axes[1::2].flat, shown.items(), strict=False):
         outlined = image is first.image
         picture(top, image, title, *([(first.labels, YELLOW, 0.5)] * outlined))
         picture(bottom, image[box], "", *([(first.labels[box], YELLOW, 1)] * outlined))
@@ -617,13 +606,11 @@ def _percent(ax, key: str, axis: str = "x") -> None:
 def _estimate_legend(figure: Figure, table: pd.DataFrame, keys: Sequence[str], ours: str, paper: bool = False) -> None:
     seeds, stars = (table[[f"{key}_{end}" for key in keys]] for end in ("sd", "p"))
     dot, faint = {"color": BLUE, "marker": "o", "ms": 4.5}, {"ls": "", "color": GREY, "marker": "o"}
+    star = {"ls": "", "marker": "$*$", "color": BLACK, "ms": 5.5}
     entries = {
         "95 % interval over images": (Line2D([], [], linewidth=0.9, **dot), True),
         "± sd over seeds": (Line2D([], [], linewidth=3, alpha=0.5, color=BLUE), seeds.notna().any(axis=None)),
-        f"differs from {ours}, p < {LEVEL:g}": (
-            Line2D([], [], ls="", marker="$*$", color=BLACK, ms=5.5),
-            (stars < LEVEL).any(axis=None),
-        ),
+        f"differs from {ours}, p < {LEVEL:g}": (Line2D([], [], **star), (stars < LEVEL).any(axis=None)),
         "paper": (Line2D([], [], markerfacecolor="white", ms=4.5, **faint), paper),
     }
     shown = {label: handle for label, (handle, there) in entries.items() if there}
@@ -650,9 +637,8 @@ def comparison(
     absent = paper[~paper["model"].isin(done["model"])].sort_values(keys[0], ascending=False)["model"]
     rows = {name: y for y, name in enumerate([*done["model"], *absent])}
     values = ", ".join(f"{row.model} {show(keys[0], getattr(row, keys[0]))}" for row in done.itertuples())
-    alt = (
-        f"{', '.join(TITLES[key] for key in keys)} of {len(done)} methods; {TITLES[keys[0]]}, highest first: {values}."
-    )
+    names = ", ".join(TITLES[key] for key in keys)
+    alt = f"{names} of {len(done)} methods; {TITLES[keys[0]]}, highest first: {values}."
     alt += f" Not run: {', '.join(absent)}." if len(absent) else ""
     figure, axes = panels(alt, 1.15 + 0.2 * len(rows), source, 1, len(keys), sharey=True)
     for ax, key in zip(axes[0], keys, strict=True):
@@ -720,9 +706,8 @@ def _enlarge(column, table: pd.DataFrame, x: str, y: str, half: float = 0.1) -> 
     at = np.hypot(table[x] - ideal[0], table[y] - ideal[1]).idxmin()
     a, b = (float(np.clip(table[name][at], half, 1 - half)) for name in (x, y))
     below.set(xlim=(a - half, a + half), ylim=(b - half, b + half), title="the box enlarged")
-    above.add_patch(
-        Rectangle((a - half, b - half), 2 * half, 2 * half, fill=False, color=BLACK, linewidth=0.8, zorder=4)
-    )
+    box = Rectangle((a - half, b - half), 2 * half, 2 * half, fill=False, color=BLACK, linewidth=0.8, zorder=4)
+    above.add_patch(box)
 
 
 def _curve_legend(figure: Figure, looks: Mapping, scores: Mapping, ranked: Sequence[str]) -> None:
@@ -749,9 +734,9 @@ def cost(table: pd.DataFrame, source: str, *, key: str = "miou") -> Figure:
     """
     table = table[table["multiply_adds"] > 0].dropna(subset=[key, "parameters"])
     table = table.sort_values("parameters", ascending=False)
-    table = table.assign(label=table.get("label", table["model"]))
+    table = table.assign(label=table.get("label", table["model"]), multiply_adds=table["multiply_adds"] / 1e9)
     values = [
-        f"{name} {show(key, score)}, {adds / 1e9:.1f} G, {size / 1e6:.1f} M"
+        f"{name} {show(key, score)}, {adds:.1f} G, {size / 1e6:.1f} M"
         for name, score, adds, size in table[["label", key, "multiply_adds", "parameters"]].itertuples(index=False)
     ]
     alt = f"{TITLES[key]} over multiply-adds, bubbles as large as parameters: {'; '.join(values)}."
@@ -767,9 +752,7 @@ def cost(table: pd.DataFrame, source: str, *, key: str = "miou") -> Figure:
         ax.scatter(rows["multiply_adds"], rows[key], 2.5, color=BLACK)
     ax.set(xscale="log", ylabel=TITLES[key] + " (%)" * (key in PERCENT))
     ax.set_xlabel("multiply-adds for 256 × 256 pixels (G); a multiply-add is two FLOPs")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1e9:g}")
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    _even(ax.xaxis)
     ax.margins(0.19, 0.14)
     _percent(ax, key, "y")
     round_ = 10 ** np.floor(np.log10(most))
@@ -778,9 +761,8 @@ def cost(table: pd.DataFrame, source: str, *, key: str = "miou") -> Figure:
     handles = [ax.scatter([], [], size / most * LARGEST, label=f"{size / 1e6:g} M", **look) for size in sizes]
     titles = {"title": "parameters", "alignment": "left", "borderpad": 1}
     figure.legend(handles=handles, loc="outside upper left", ncols=4, handletextpad=1, **titles)
-    _label_points(
-        figure, ax, table["label"], table[["multiply_adds", key]].to_numpy(), np.sqrt(areas.to_numpy() / np.pi)
-    )
+    points = table[["multiply_adds", key]].to_numpy()
+    _label_points(figure, ax, table["label"], points, np.sqrt(areas.to_numpy() / np.pi))
     return figure
 
 
@@ -858,14 +840,8 @@ def architecture(network=None) -> Figure:
         "csam": "c   Cross-scale attention modulation (CSAM)",
     }
     heights = [top - bottom for bottom, top in drawing.PANELS.values()]
-    figure, axes = panels(
-        drawing.describe(network),
-        sum(heights) + 0.95,
-        "drawn from the code",
-        3,
-        height_ratios=heights,
-        subplot_kw=NO_AXES,
-    )
+    look = {"height_ratios": heights, "subplot_kw": NO_AXES}
+    figure, axes = panels(drawing.describe(network), sum(heights) + 0.95, "drawn from the code", 3, **look)
     for ax, (name, title) in zip(axes[:, 0], titles.items(), strict=True):
         ax.set(xlim=(0, 5.5), ylim=drawing.PANELS[name], aspect="equal")
         ax.set_title(title, weight="bold", fontsize=8.5)

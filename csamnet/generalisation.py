@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from csamnet.config import RunConfig, make_config
+from csamnet.config import RunConfig
 from csamnet.data import load_split
 from csamnet.datasets import get_dataset
 from csamnet.evaluate import evaluate
@@ -18,7 +18,7 @@ from csamnet.files import InputError
 from csamnet.measured import MEASURES
 from csamnet.notebooks import checked, notebook_config, notebook_runs, prepared, run_model
 from csamnet.results import find_runs, read_config, read_run, read_summary
-from csamnet.robustness import Changed, changes_for, robustness
+from csamnet.robustness import Changed, changes_for, read_robustness, robustness
 from csamnet.tables import KINDS, TITLES, markdown, show
 
 IMAGES = (1, 2, 4, 8, 16)
@@ -31,12 +31,12 @@ PARAMETERS = ("dataset", "profile", "model", "seed", "others", "epochs", "steps_
 
 
 class Study(NamedTuple):
-    """What the page tells of; the run is None where there is none, the curve empty."""
+    """What the page tells of; the curve is empty where there is none."""
 
     config: RunConfig
     root: Path
     results: Path
-    run: Path | None  # of the network whose range is measured
+    run: Path  # of the network whose range is measured
     curve: list[Path]  # measured runs on a part of the training images, and on all
 
 
@@ -51,8 +51,7 @@ def study(namespace: MutableMapping, say: Callable[[str], None] = print) -> Stud
         dataset, results, runs = notebook_runs(
             {key: given[key] for key in ("dataset", "results")}, ["dataset", "results"]
         )
-        config = read_config(runs[0]) if runs else make_config(dataset=dataset)
-        return Study(config, Path(), results, runs[0] if runs else None, found_curve(dataset, results))
+        return Study(read_config(runs[0]), Path(), results, runs[0], found_curve(dataset, results))
     config, root, results, device = notebook_config(given, [*given])
     own = get_dataset(config.dataset, root)
     for entry in others:
@@ -96,7 +95,7 @@ def curve_table(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def elsewhere(folder: Path) -> str:
-    """What a run reached on its own test images and on those of other data sets, in Markdown."""
+    """What a run reached on its own test images and on those of other data sets, in Markdown; empty without others."""
     own = read_run(folder)["config"]["dataset"]
     found = {own: "test"} | {path.parent.name.removesuffix("-test"): path.parent.name
                              for path in sorted(Path(folder).glob("*-test/summary.json"))}  # fmt: skip
@@ -105,7 +104,8 @@ def elsewhere(folder: Path) -> str:
         summary = read_summary(folder, split)
         scores = [show(key, summary["pooled"][key]) for key in MEASURES]
         rows.append([name, f"{summary['n']}", *scores, KINDS[summary["data"]["kind"]]])
-    return markdown(["data set", "images", *(TITLES[key] for key in MEASURES), "status"], rows, "images")
+    head = ["data set", "images", *(TITLES[key] for key in MEASURES), "status"]
+    return markdown(head, rows, "images") if len(rows) > 1 else ""
 
 
 def changed(config: RunConfig, root: Path, modality: str, side: int = 128) -> dict[str, np.ndarray]:
@@ -121,10 +121,15 @@ def changed(config: RunConfig, root: Path, modality: str, side: int = 128) -> di
 
 
 def about(page: Study) -> str:
-    """Which runs the page tells of, or that there are none, in Markdown."""
-    if page.run is None:
-        return "**Not run.** There is no finished run on the real data in the results."
+    """Which runs the page tells of, and what was not run, in Markdown."""
     kind = KINDS[read_run(page.run)["data"]["kind"]].capitalize()
     names = ", ".join(f"`{run.name}`" for run in page.curve)
-    curve = f" The learning curve is of {names}." if page.curve else ""
-    return f"**{kind}.** The network is that of `{page.run.parent.name}/{page.run.name}`.{curve}"
+    told = [f"The network is that of `{page.run.parent.name}/{page.run.name}`."]
+    told += [f"The learning curve is of {names}."] if page.curve else []
+    absent = {
+        "changed images (`csamnet robustness`)": read_robustness(page.run),
+        "a learning curve (`csamnet train --set images=4`)": page.curve,
+        "other data sets (`csamnet evaluate --on PUMA`)": list(page.run.glob("*-test")),
+    }
+    absent = ", ".join(what for what, found in absent.items() if not found)
+    return f"**{kind}.** {' '.join(told)}" + f" *Not run*: {absent}." * bool(absent)

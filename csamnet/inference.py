@@ -87,7 +87,9 @@ def predict(model: nn.Module, image: np.ndarray, *, min_area: int = 30, **settin
     changes = {key: value for key, value in settings.items() if value is not None}
     config = replace(getattr(model, "config", RunConfig()), **changes)
     probability = predictor(model, config)(as_rgb(image))
-    labels = instances_from_probability(probability, threshold=config.threshold, min_area=min_area)
+    touching = getattr(DATASETS.get(config.dataset), "touching", True)
+    rule = {"threshold": config.threshold, "min_area": min_area, "touching": touching}
+    labels = instances_from_probability(probability, **rule)
     return Prediction(probability, probability >= config.threshold, labels)
 
 

@@ -24,6 +24,7 @@ def instances_from_probability(
     smooth: float = 1.0,
     neck: float = 0.95,
     prominence: float = 0.75,
+    touching: bool = True,
 ) -> np.ndarray:
     """Objects of a (H, W) foreground probability as (H, W) int32 labels 1..n, 0 background.
 
@@ -32,15 +33,15 @@ def instances_from_probability(
     (watershed); join two neighbouring basins, widest neck first, where the neck's half-width is more than
     `neck` times that of the narrower of the two, or less than `prominence` pixels below it, or where one is
     smaller than `min_area`. No foreground pixel is lost in splitting. A boolean mask is a valid
-    probability.
+    probability. Where objects are not `touching`, nothing is split: they are the 4-connected parts.
 
     The defaults were chosen on the training masks of MoNuSeg: the true mask, split by the rule, has a pooled
     PQ of 0.93 and AJI of 0.90 against the true nuclei (its connected parts unsplit: 0.81 and 0.56).
     """
     mask = ~_drop_small(np.asarray(probability) < threshold, min_area)
     mask = _drop_small(mask, min_area)
-    if not mask.any():
-        return np.zeros(mask.shape, np.int32)
+    if not (mask.any() and touching):
+        return ndimage.label(mask)[0]
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask).astype(np.float32), smooth) * mask
     basins = watershed(-depth, mask=mask)
     return _join(basins, depth, min_area, neck, prominence)

@@ -30,6 +30,13 @@ from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.samples import make_sample
 from csamnet.tables import KINDS, markdown, place, show
 
+HOW_TO_RUN = "`csamnet prepare`, `csamnet train --profile paper` and `csamnet evaluate` make one."
+
+
+class NotRun(InputError):
+    """There are no results for a page to tell of. Where a notebook ends with this, its page says so and no more."""
+
+
 # ------------------------------------------------------------------------------------------ parameters
 
 
@@ -70,7 +77,7 @@ def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[
 def notebook_runs(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[str, Path, list[Path]]:
     """The data set and the results folder that a notebook's parameters name, and the runs to tell of.
 
-    These are the finished runs on real data of the recipe with most steps, a folder a seed; maybe none.
+    These are the finished runs on real data of the recipe with most steps, a folder a seed. Raises NotRun.
     """
     given, groups = checked(namespace, allowed), {}
     dataset, results = get_dataset(given["dataset"]).name, Path(given.get("results") or RESULTS)
@@ -78,7 +85,9 @@ def notebook_runs(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[st
         config, summary = read_config(folder), read_summary(folder)
         if summary and summary["data"]["kind"] == "real" and config.model.removeprefix("CSAMNet-") in SIZES:
             groups.setdefault((config.steps * config.batch, config.model, config.profile), []).append(folder)
-    return dataset, results, groups[max(groups)] if groups else []
+    if not groups:
+        raise NotRun(f"No finished run on {dataset}'s real images is in the results: {HOW_TO_RUN}")
+    return dataset, results, groups[max(groups)]
 
 
 def experiment_runs(
@@ -87,8 +96,8 @@ def experiment_runs(
     """Train and measure what a `comparison` or an `ablation` still lacks; a model's runs, a folder a seed.
 
     With `measured` among the parameters nothing is trained: the runs on real data in the results folder are taken, of
-    the profile by which most of the models were run. Returns the first model's configuration, root, results, device
-    and the runs.
+    the profile by which most of the models were run; NotRun is raised where an ablation has no variant, or the first
+    model is not among them. Returns the first model's configuration, root, results, device and the runs.
     """
     given = checked(namespace, allowed)
     if measured := given.pop("measured"):
@@ -100,7 +109,9 @@ def experiment_runs(
     if measured:
         found = collect(config.dataset, config.profile, results, "real")
         own = {name: found[name] for name in [*names, *["Otsu"] * (kind == "comparison")] if name in found}
-        return config, root, results, device, own if names[0] in own and (len(own) > 1 or kind == "comparison") else {}
+        if names[0] not in own or (kind == "ablation" and len(own) < 2):
+            raise NotRun(f"No {kind} on {config.dataset}'s real images is in the results: {HOW_TO_RUN}")
+        return config, root, results, device, own
     runs = run_models(config, names, seeds, root, results, device, say)
     if kind == "comparison" and get_dataset(config.dataset, root).modality.startswith("H&E"):
         runs["Otsu"] = [evaluate_otsu(config, root, results)]
@@ -139,20 +150,12 @@ def run_model(config: RunConfig, root: Path, results: Path, device: str, say: Ca
 def most_run(kind: str, dataset: str, results: Path) -> str:
     """The profile by which most models of an experiment were run on real data; of several, the longest."""
     names = {*experiment(kind, "paper"), "Otsu"}
-    counts = {
-        profile: len(names & collect(dataset, profile, results, "real").keys())
-        for profile in PROFILES
-        if profile != "sample"
-    }
-    return max(counts, key=lambda profile: (counts[profile], make_config(profile).steps))
+    real = {profile: collect(dataset, profile, results, "real") for profile in PROFILES if profile != "sample"}
+    return max(real, key=lambda profile: (len(names & real[profile].keys()), make_config(profile).steps))
 
 
 def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
-    """What an experiment's page tells of: data, budget, seeds, hardware; or that there are no runs. In Markdown."""
-    if not runs:
-        return (
-            f"**Not run.** There is no finished run of profile *{config.profile}* on {config.dataset} in the results."
-        )
+    """What an experiment's page tells of: data, budget, seeds, hardware. In Markdown."""
     found = [read_run(folder) for folders in runs.values() for folder in folders]
     kind, counts = found[0]["data"]["kind"], found[0]["data"]["counts"]
     places = "; ".join(dict.fromkeys(place(run["hardware"]) for run in found if run["parameters"]))
@@ -247,10 +250,8 @@ def predict_only(samples: Sequence[Sample], weights: str, device: str = "auto") 
     for sample in samples:
         image = sample.image()
         found = predict(model, image)
-        threshold = model.config.threshold
-        views.append(
-            View(sample.name, sample.organ, image, found.mask, found.labels, found.probability, threshold, 1.0)
-        )
+        shown = found.mask, found.labels, found.probability, model.config.threshold
+        views.append(View(sample.name, sample.organ, image, *shown, 1.0))
     return views
 
 
@@ -272,8 +273,8 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
     """Execute `template` with `parameters` into `out`, whole or not at all; print what its cells print.
 
     Cells tagged `annotated` are left out for a data set without annotation, those tagged `unannotated` for any
-    other, and those tagged `pictures` with the parameter `measured`. Raises InputError for parameters that the
-    template does not have, or that its first cells refuse.
+    other, and those tagged `pictures` with the parameter `measured`. A notebook that ends with NotRun leaves its title
+    and that. Raises InputError for parameters that the template does not have, or that its first cells refuse.
     """
     import nbformat
     import papermill
@@ -291,20 +292,22 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
         raise InputError("unknown parameter", path=template, expected=expected, found=found)
     entry = get_dataset(parameters.get("dataset", "MoNuSeg"), parameters.get("root") or PREPARED)
     given, measured = {"dataset": entry.name}, bool(parameters.get("measured"))
-    given |= {
-        key: str(Path(parameters[key]).resolve()) for key in ("root", "results", "releases") if parameters.get(key)
-    }
-    options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout}
+    places = {key: parameters[key] for key in ("root", "results", "releases") if parameters.get(key)}
+    given |= {key: str(Path(path).resolve()) for key, path in places.items()}
+    quiet = ["--IPKernelApp.log_level=40"]  # it would warn of each kernel that talks within this machine
+    options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout, "extra_arguments": quiet}
     with atomic(out) as temporary:
         nbformat.write(choose(content, entry, measured), temporary)
         try:
             papermill.execute_notebook(str(temporary), str(temporary), parameters | given, **options)
+            content = nbformat.read(temporary, as_version=4)
         except papermill.PapermillExecutionError as error:
-            if error.ename != "InputError":
+            if error.ename == "InputError":
+                raise InputError(error.evalue) from None
+            if error.ename != "NotRun":
                 raise
-            raise InputError(error.evalue) from None
-        notebook = nbformat.read(temporary, as_version=4)
-        nbformat.write(tidy(notebook, (entry.title or entry.name) + ", real images" * measured), temporary)
+            content.cells[1:] = [nbformat.v4.new_markdown_cell(f"**Not run.** {error.evalue}", id="not-run")]
+        nbformat.write(tidy(content, (entry.title or entry.name) + ", real images" * measured), temporary)
 
 
 def choose(notebook, entry: Dataset, measured: bool = False):
@@ -314,11 +317,27 @@ def choose(notebook, entry: Dataset, measured: bool = False):
     return notebook
 
 
+def drop_empty(cells: Sequence) -> list:
+    """The cells less those tagged `optional` that showed nothing, each with the text before it."""
+    kept = []
+    for cell in cells:
+        if "optional" not in cell.metadata.get("tags", []) or cell.outputs:
+            kept.append(cell)
+        else:
+            while kept[-1].cell_type == "markdown":
+                kept.pop()
+    return kept
+
+
 def tidy(notebook, dataset: str):
-    """Name the data set in the title, give pictures their text, drop timings and paths, hide parameters."""
+    """Name the data set in the title, give pictures their text, drop timings, paths and empty cells, hide the rest."""
     hidden = {"parameters": "remove-cell", "injected-parameters": "hide-input"}
+    notebook.cells = drop_empty(notebook.cells)
+    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    painted = f"**{KINDS['sample'].capitalize()}"  # as `tables.about` and `about_runs` begin
+    sample = any(data.get("text/markdown", "").startswith(painted) for data in shown)
     first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
-    first.source = first.source.replace("This data set", dataset, 1)
+    first.source = first.source.replace("This data set", dataset + ", sample data" * sample, 1)
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         tags = [tag for tag in cell.metadata.get("tags", []) if tag in hidden]

@@ -72,7 +72,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 @drawn
 def burden_map(fraction: np.ndarray, frame: Frame, cancer: Sequence[np.ndarray], source: str) -> Figure:
-    """Area fraction of foreground in cells of 100 um, with a scale bar, and annotated cancer outlined in red.
+    """Area fraction of foreground in squares of 100 um, with a scale bar, and annotated cancer outlined in red.
 
     `cancer`: outlines (n, 2: x, y) in pixels of the frame.
     """
@@ -163,7 +163,8 @@ def heatmaps(slides: Sequence[Shown], source: str, target: str = "nuclei") -> Fi
         for ax in (left, right):
             ax.add_collection(LineCollection(lines, colors=RED, linewidths=1.3))
     bar = figure.colorbar(heat, ax=axes, location="bottom", shrink=0.5, aspect=30, format="{x:.0%}", pad=0.01)
-    bar.set_label(f"{target}, share of each cell of {slides[0].cell:g} {'µm' if slides[0].slide.mpp else 'px'}")
+    side = f"{slides[0].cell:g} {'µm' if slides[0].slide.mpp else 'px'}"
+    bar.set_label(f"{target}, share of the tissue in each square of {side}")
     return figure
 
 
@@ -185,7 +186,7 @@ def close_ups(slides: Sequence[Shown], source: str, *, side: int = 256, target: 
 
 def _alt(fraction: np.ndarray, cancer: Sequence) -> str:
     known = fraction[~np.isnan(fraction)]
-    text = f"Area fraction of foreground in {known.size} cells"
+    text = f"Area fraction of foreground in {known.size} squares"
     text += f", median {np.median(known):.3f}, highest {known.max():.3f}" if known.size else ""
     return text + f"; {len(cancer)} outlines of cancer." * bool(cancer) + "." * (not cancer)
 
@@ -196,7 +197,7 @@ def _heatmap(figure: Figure, ax, fraction: np.ndarray, frame: Frame, cancer: Seq
     shown = ax.imshow(fraction, extent=extent, cmap=HEAT, vmin=0, vmax=top, interpolation="nearest")
     ax.add_collection(LineCollection([*map(_closed, cancer)], colors=RED, linewidths=1))
     ax.set(xlim=(0, frame.width), ylim=(frame.height, 0))
-    label = f"area fraction per cell of {f'{CELL_UM} µm' if frame.mpp else f'{CELL_PIXELS} px'}"
+    label = f"area fraction per square of {f'{CELL_UM} µm' if frame.mpp else f'{CELL_PIXELS} px'}"
     figure.colorbar(shown, ax=ax, label=label, shrink=0.8)
     _scale_bar(ax, frame.mpp, 1, (frame.height, frame.width))
 

@@ -124,6 +124,8 @@ def against_paper(dataset: str, split: str = "test", results: Path | str | None 
             told = [[TITLES[key], show(key, value), read_from(origin, key)] for key, value in paper.items()]
             rows += [[model, *cells, "", "", "", "*not run*", ""] for cells in told]
     head = ["network, profile", "measure", "paper", "read from", "ours", "difference", "seeds", "status", "trained on"]
+    kept = [i for i, name in enumerate(head) if origins or name not in ("paper", "read from", "difference")]
+    head, *rows = ([row[i] for i in kept] for row in (head, *rows))
     return markdown(head, rows, "paper,ours,difference,seeds")
 
 
@@ -165,11 +167,8 @@ def costs_measured(folder: Path | str | None = None) -> str:
     for path in sorted(Path(folder or RESULTS, "complexity").glob("*.json")):
         about, rows = read_costs(path), []
         for row in about["rows"]:
-            counted = [
-                f"{row['parameters'] / 1e6:.2f} M",
-                *(f"{row[k] / 1e9:.1f} G" for k in ("multiply_adds", "flops")),
-            ]
-            timed = []
+            giga = [f"{row[key] / 1e9:.1f} G" for key in ("multiply_adds", "flops")]
+            counted, timed = [f"{row['parameters'] / 1e6:.2f} M", *giga], []
             for size in (256, 1024):
                 memory = row[f"peak_memory_mb_{size}"]
                 timed += [f"{1e3 * row[f'seconds_{size}']:,.0f} ms", "" if memory is None else f"{memory:,.0f} MiB"]
@@ -177,10 +176,8 @@ def costs_measured(folder: Path | str | None = None) -> str:
         head = ["network", "parameters", "multiply-adds", "FLOPs"]
         head += ["256 × 256", "memory", "1024 × 1024", "memory ", "images/s"]
         libraries = ", ".join(f"{name} {about['libraries'][name]}" for name in ("python", "torch"))
-        parts += [
-            f"**Measured** on {place(about['hardware'])}, {about['precision']}, {libraries}.",
-            markdown(head, rows, ",".join(head[1:])),
-        ]
+        parts.append(f"**Measured** on {place(about['hardware'])}, {about['precision']}, {libraries}.")
+        parts.append(markdown(head, rows, ",".join(head[1:])))
     return "\n\n".join(parts) or "*not run*: `csamnet complexity` measures it."
 
 
@@ -235,14 +232,10 @@ def comparison(table: pd.DataFrame, reference: str) -> str:
         values = {key: _with_spread(key, row) for key in MEASURES}
         ends = " to ".join(show("miou", row[f"miou_{end}"]).removesuffix(" %") for end in ("low", "high"))
         p = "reference" if row["model"] == reference else show_p(row["miou_p"])
-        costs = (
-            [f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e9:.2f} G"]
-            if row["parameters"]
-            else ["", ""]
-        )
-        rows.append(
-            [row["model"], str(row["seeds"]), values["miou"], ends, p, *[values[k] for k in MEASURES[1:]], *costs]
-        )
+        costs = [f"{row['parameters'] / 1e6:.2f} M", f"{row['multiply_adds'] / 1e9:.2f} G"]
+        costs = costs if row["parameters"] else ["", ""]
+        scores = [values["miou"], ends, p, *(values[key] for key in MEASURES[1:])]
+        rows.append([row["model"], str(row["seeds"]), *scores, *costs])
     return markdown(head, rows, ",".join(head[1:]))
 
 
@@ -304,12 +297,7 @@ def about(card: dict, target: tuple[str, str] = TARGET) -> str:
 
 
 def state(runs: list[Path]) -> str:
-    """Which runs a page without images tells of, or that there are none, in Markdown."""
-    if not runs:
-        return (
-            "**Not run.** No finished run on the real data is here. Once there is the release, "
-            "`csamnet prepare`, `csamnet train --profile paper` and `csamnet evaluate` make one."
-        )
+    """Which runs a page without images tells of, in Markdown."""
     names = ", ".join(f"`{run.parent.name}/{run.name}`" for run in runs)
     return f"**Measured on real data.** Runs: {names}. Pictures of a single run are of the first."
 

@@ -26,6 +26,8 @@ from csamnet.results import read_summary, run_folder
 class Image:
     """A sample of which only the truth counts."""
 
+    touching = True
+
     def __init__(self, number: int, truth: np.ndarray):
         self.name, self.group, self.organ, self.truth = f"{number:02d}", str(number), "organ", truth
 

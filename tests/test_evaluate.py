@@ -21,6 +21,7 @@ from csamnet.data import load_split, to_input
 from csamnet.evaluate import (
     evaluate,
     load_run,
+    measure,
     pick_device,
     pick_precision,
     predict_probability,
@@ -145,6 +146,18 @@ def test_evaluation_writes_what_scikit_learn_finds(run, tree):
     assert summary["pooled"]["miou"] == pytest.approx(both, abs=1e-6)
     assert summary["mean"]["ap"] == pytest.approx(table["ap"].mean(), abs=1e-5)
     assert {"threshold", "precision", "recall", "fpr"} <= set(pd.read_csv(folder / "curves.csv"))
+    assert summary["settings"]["precision"] == pick_precision("auto", torch.device("cpu")), "what was computed in"
+
+
+def test_only_nuclei_are_split(tree, run):
+    (sample, *_), (_, config) = load_split(tree, "MoNuSeg", "test"), load_run(run, "cpu")
+    lobes = np.zeros(sample.mask().shape, np.float32)
+    y, x = np.indices(lobes.shape)
+    for column in (60, 82):
+        lobes[(y - 70) ** 2 + (x - column) ** 2 <= 14**2] = 1
+    counts = [measure(lambda image: lobes, [replace(sample, touching=touching)], config, {}).rows[0]["n_pred"]
+              for touching in (True, False)]  # fmt: skip
+    assert counts == [2, 1]
 
 
 def test_an_evaluation_is_not_repeated_until_something_changes(run, tree, monkeypatch):

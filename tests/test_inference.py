@@ -144,6 +144,14 @@ def test_predict_finds_three_discs():
     assert predict(Dark(), image, threshold=0.0).mask.all()
 
 
+def test_lesions_are_not_split_as_nuclei_are():
+    model = Dark()
+    model.config = replace(CONFIG, dataset="BUSI")
+    assert predict(model, picture()).labels.max() == 2
+    model.config = replace(CONFIG, dataset="MyTissue")
+    assert predict(model, picture()).labels.max() == 3
+
+
 def test_impossible_settings_are_refused():
     for bad in ({"threshold": 7}, {"tile": 100}, {"overlap": 1}):
         with pytest.raises(InputError):

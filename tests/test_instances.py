@@ -56,6 +56,20 @@ def test_a_chain_of_three_and_a_disc_cut_by_the_border():
     assert instances_from_probability(mask).max() == 4
 
 
+def test_what_does_not_touch_is_not_split():
+    """Two lobes of one lesion stay one; the threshold, holes and specks are as for nuclei."""
+    mask = ellipse((60, 140), (30, 40), (14, 14)) | ellipse((60, 140), (30, 62), (14, 14))
+    mask |= ellipse((60, 140), (30, 110), (12, 12))
+    assert instances_from_probability(mask).max() == 3
+    probability = np.where(mask, 0.6, 0.1)
+    probability[30, 40] = 0.1
+    probability[2, 2:5] = 0.9
+    labels = instances_from_probability(probability, touching=False)
+    assert labels.max() == 2
+    assert labels.dtype == np.int32
+    assert ((labels > 0) == mask).all()
+
+
 def test_holes_are_filled_and_specks_dropped():
     mask = ellipse((60, 60), (30, 30), (12, 12))
     spoilt = mask.copy()

@@ -159,7 +159,7 @@ def markdown(page) -> str:
 
 
 def test_page_says_whose_numbers_it_has(page):
-    assert page.cells[0].source.startswith("# MoNuSeg: from images to numbers\n")
+    assert page.cells[0].source.startswith("# MoNuSeg, sample data: from images to numbers\n")
     text = markdown(page)
     assert "**Sample data.** 2 training, 1 validation and 2 test images" in text
     assert "**Nothing here can be compared with the paper**" in text
@@ -261,8 +261,8 @@ def test_the_real_runs_with_most_steps_are_told_of(runs, tmp_path):
     assert dataset == "MoNuSeg"
     assert [folder.name for folder in found] == ["CSAMNet-S-paper-seed0", "CSAMNet-S-paper-seed1"]
     nothing = {"dataset": "MoNuSeg", "results": str(tmp_path)}
-    assert notebooks.notebook_runs(nothing, tuple(nothing))[2] == []
-    assert tables.state([]).startswith("**Not run.**")
+    with pytest.raises(notebooks.NotRun, match="No finished run on MoNuSeg's real images"):
+        notebooks.notebook_runs(nothing, tuple(nothing))
 
 
 def test_measured_page(runs, tmp_path):
@@ -280,9 +280,26 @@ def test_measured_page(runs, tmp_path):
 
 def test_measured_page_without_runs(tmp_path):
     notebooks.run_notebook(MEASURED, tmp_path / "page.ipynb", {"results": str(tmp_path)})
-    text = markdown(nbformat.read(tmp_path / "page.ipynb", as_version=4))
-    assert "**Not run.**" in text
-    assert text.count("*not run*") == 3 + 1 + 1  # S, M and L, each with what the paper gives
+    title, told = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
+    assert title.source.startswith("# MoNuSeg: measured on real images\n")
+    assert told.source.startswith("**Not run.** No finished run on MoNuSeg's real images")
+
+
+def test_what_was_not_kept_is_not_explained(runs, tmp_path):
+    """A run without scores and objects, on a data set of which the paper prints nothing."""
+    shutil.copytree(runs / "MoNuSeg" / "CSAMNet-S-short-seed0", folder := tmp_path / "BUSI" / "CSAMNet-S-short-seed0")
+    for name in ("scores.npz", "objects.csv"):
+        (folder / "test" / name).unlink()
+    for path in (folder / "run.json", folder / "test" / "summary.json"):
+        path.write_text(path.read_text().replace('"MoNuSeg"', '"BUSI"'))
+    notebooks.run_notebook(MEASURED, tmp_path / "page.ipynb", {"dataset": "BUSI", "results": str(tmp_path)})
+    page = nbformat.read(tmp_path / "page.ipynb", as_version=4)
+    text = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
+    assert "Image by image" in text
+    for gone in ("beside all networks", "Can a probability be believed?", "Are small ones missed"):
+        assert gone not in text
+    assert "| network, profile | measure | ours | seeds | status | trained on |" in markdown(page)
+    assert len([output for _, output in outputs(page) if "image/svg+xml" in output.get("data", {})]) == 5
 
 
 # ----------------------------------------------------------------------------------------------- tables
@@ -382,34 +399,32 @@ def test_an_experiment_trains_what_is_missing_and_shows_it(tmp_path):
     assert "| StarDist-small | 1 |" in page
     assert "image/jpeg" in page, "the visual comparison"
     notebooks.run_notebook(ROOT / "notebooks" / "comparison.ipynb", out, {"measured": 1, "results": given["results"]})
-    page = out.read_text()
-    assert "Not run" in page
-    assert "MoNuSeg, real images" in page
-    assert "image/" not in page
+    title, told = nbformat.read(out, as_version=4).cells
+    assert "MoNuSeg, real images" in title.source
+    assert told.source.startswith("**Not run.** No comparison on MoNuSeg's real images")
 
 
 def test_pages_of_what_was_measured_hold_with_one_run_alone(tmp_path):
     """The repository's own results: a network without rivals or variants is no comparison and no error."""
-    for kind, said in (("comparison", "Only CSAMNet-S was run"), ("ablation", "Not run")):
-        given = EXPERIMENT | {"results": str(tmp_path), "measured": 1}
-        source = ROOT / "results" / "MoNuSeg" / "CSAMNet-S-short-seed0"
-        shutil.copytree(source, tmp_path / "MoNuSeg" / source.name, dirs_exist_ok=True)
-        config, *_, runs = notebooks.experiment_runs(kind, given, tuple(EXPERIMENT))
-        text = notebooks.about_runs(runs, config)
-        text += tables.verdict(compare(runs, config.model), config.model) if runs else ""
-        assert said in text
+    given = EXPERIMENT | {"results": str(tmp_path), "measured": 1}
+    source = ROOT / "results" / "MoNuSeg" / "CSAMNet-S-short-seed0"
+    shutil.copytree(source, tmp_path / "MoNuSeg" / source.name)
+    config, *_, runs = notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
+    assert "Only CSAMNet-S was run" in tables.verdict(compare(runs, config.model), config.model)
+    with pytest.raises(notebooks.NotRun, match="No ablation"):
+        notebooks.experiment_runs("ablation", dict(given), tuple(EXPERIMENT))
     rival = ROOT / "results" / "MoNuSeg" / "UNet-brief-seed0"
     shutil.copytree(rival, tmp_path / "rivals" / "MoNuSeg" / rival.name)
     given = EXPERIMENT | {"results": str(tmp_path / "rivals"), "measured": 1}
-    *_, runs = notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
-    assert runs == {}, "nothing to hold it against"
+    with pytest.raises(notebooks.NotRun):  # nothing to hold it against
+        notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
     run = read_json(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-brief-seed0" / "run.json")
     folder = tmp_path / "rivals" / "MoNuSeg" / "CSAMNet-S-brief-seed0"
     shutil.copytree(ROOT / "results" / "MoNuSeg" / folder.name, folder)
     summary = read_json(folder / "test" / "summary.json")
     write_json(folder / "test" / "summary.json", summary | {"data": run["data"] | {"kind": "sample"}})
-    *_, runs = notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
-    assert runs == {}, "look-alikes are not what was measured on real images"
+    with pytest.raises(notebooks.NotRun):  # look-alikes are not what was measured on real images
+        notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
 
 
 def test_models_of_an_experiment():
