@@ -62,7 +62,7 @@ class Dataset:
     @property
     def touching(self) -> bool:
         """Whether neighbours run together and have to be split, as nuclei; lesions and tumours are not (our choice)."""
-        return self.target[0] in ("nucleus", "object")
+        return self.target[0] == "nucleus" or (self.target[0] == "object" and self.modality.startswith("H&E"))
 
     @property
     def splits(self) -> dict[str, str]:
@@ -145,6 +145,11 @@ def get_dataset(name: str, root: Path | str | None = None) -> Dataset:
     raise InputError(f"unknown data set {name!r}", expected=", ".join(DATASETS), mend=mend)
 
 
+def check_mpp(mpp: float | None) -> None:
+    if mpp is not None and not 0 < mpp < 1000:
+        raise InputError("impossible pixel size", expected="micrometres a pixel, above 0, below 1000", found=mpp)
+
+
 def own_dataset(name: str, modality: str, mpp: float | None = None) -> Dataset:
     """Enter a data set of one's own into the table; its images come as a tree {train,val,test}/{img,mask,inst}.
 
@@ -159,8 +164,7 @@ def own_dataset(name: str, modality: str, mpp: float | None = None) -> Dataset:
     taken = {plain_name(entry.name): entry.name for entry in _TABLE.values()}
     if clash := taken.get(plain_name(name)):
         raise InputError(f"{name!r} is {clash} of the table", mend="give your data set another name")
-    if mpp is not None and not 0 < mpp < 1000:
-        raise InputError("mpp cannot be used", expected="micrometres a pixel, above 0", found=mpp)
+    check_mpp(mpp)
     recipe = {key: value for key, value in known[modality].recipe.items() if key != "tile"}
     entry = Dataset(name=name, modality=modality, organ="unknown", target=("object", "objects"), mpp=mpp,
                     reader="tree", recipe=recipe, licence="your own", how_to_get="your own")  # fmt: skip

@@ -213,12 +213,8 @@ def evaluate(
     name, out = dataset or config.dataset, measured_in(folder, dataset, split)
     card, samples = data_card(root, name), load_split(root, name, split)
     seen = known_images(folder, samples, own=name == config.dataset, split=split)
-    if seen and not force:
-        expected = f"images of {name} that it was neither trained nor selected on"
-        found = f"{len(seen)} of {len(samples)}: {', '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}"
-        mend = "take a run of another data set or split; --force measures all the same, and marks the results"
-        raise InputError("the run has learned from images that it is to be measured on", path=folder,
-                         expected=expected, found=found, mend=mend)  # fmt: skip
+    if not force:
+        refuse_known(folder, seen, samples)
     fresh = fingerprint(config, card["manifest_sha256"] + read_run(folder)["fingerprint"], "evaluate")
     if (read_summary(folder, out.name) or {}).get("fingerprint") == fresh:
         return out
@@ -257,6 +253,16 @@ def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split:
         return [] if own and split != "train" else [sample.name for sample in samples]
     hashes = set(seen["train"]) | (set() if own and split == "val" else set(seen["val"]))
     return [sample.name for sample in samples if sample.pixels_sha256 in hashes]
+
+
+def refuse_known(folder: Path | str, seen: list[str], samples: list[Sample]) -> None:
+    """Raises InputError where `known_images` found some."""
+    if seen:
+        found = f"{len(seen)} of {len(samples)}: {', '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}"
+        mend = "another data set or split; csamnet evaluate --force measures all the same, and marks the results"
+        raise InputError("the run has learned from images that it is to be measured on", path=folder,
+                         expected="images that it was neither trained nor selected on", found=found,
+                         mend=mend)  # fmt: skip
 
 
 def get_subsets(dataset: str) -> dict[str, tuple[str, ...]]:

@@ -18,7 +18,7 @@ from skimage.segmentation import find_boundaries
 from torch import nn
 
 from csamnet.config import RunConfig
-from csamnet.datasets import DATASETS
+from csamnet.datasets import DATASETS, check_mpp
 from csamnet.evaluate import build_model, pick_device, predictor
 from csamnet.files import InputError, atomic, printable, write_text
 from csamnet.images import _to_display, read_image, write_image
@@ -87,7 +87,7 @@ def predict(model: nn.Module, image: np.ndarray, *, min_area: int = 30, **settin
     changes = {key: value for key, value in settings.items() if value is not None}
     config = replace(getattr(model, "config", RunConfig()), **changes)
     probability = predictor(model, config)(as_rgb(image))
-    touching = getattr(DATASETS.get(config.dataset), "touching", True)
+    touching = getattr(DATASETS.get(config.dataset), "touching", config.stain > 0)  # of one's own, what is stained
     rule = {"threshold": config.threshold, "min_area": min_area, "touching": touching}
     labels = instances_from_probability(probability, **rule)
     return Prediction(probability, probability >= config.threshold, labels)
@@ -114,8 +114,7 @@ def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
     x and y, its centroid, are in pixels from the image's top left corner. `mpp` is the image's micrometres a
     pixel; area_um2 is NaN where it is not known. Eccentricity is 0 for a disc and nears 1 for a line.
     """
-    if mpp is not None and not 0 < mpp < 1000:
-        raise InputError("impossible pixel size", expected="micrometres a pixel, above 0, below 1000", found=mpp)
+    check_mpp(mpp)
     names = {"label": "label", "centroid-1": "x", "centroid-0": "y", "area": "area_px",
              "eccentricity": "eccentricity", "intensity_mean": "mean_probability"}  # fmt: skip
     properties = ("label", "centroid", "area", "eccentricity", "intensity_mean")

@@ -24,7 +24,7 @@ from csamnet.figures import View, spread, true_objects
 from csamnet.files import InputError, atomic, read_json
 from csamnet.inference import load, predict
 from csamnet.measured import read_images
-from csamnet.paths import PREPARED, RESULTS, ROOT
+from csamnet.paths import PREPARED, RESULTS, ROOT, SAMPLE_TREES
 from csamnet.prepare import prepare
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.samples import make_sample
@@ -63,7 +63,7 @@ def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[
     """
     given = {key: value for key, value in checked(namespace, allowed).items() if value is not None}
     there = (PREPARED / str(given["dataset"]) / "dataset.json").exists()
-    usual = PREPARED if there or given.get("profile") != "sample" else PREPARED / "samples"
+    usual = PREPARED if there or given.get("profile") != "sample" else SAMPLE_TREES
     root, results = (Path(str(given.pop(*name))) for name in (("root", usual), ("results", RESULTS)))
     device = given.pop("device", "auto")
     given.pop("weights", None)

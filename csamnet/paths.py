@@ -14,6 +14,7 @@ DATA = ROOT / "data"
 SAMPLES = DATA / "samples"  # look-alike releases
 DOWNLOADS = DATA / "downloads"  # releases as their hosts serve them
 PREPARED = DATA / "prepared"  # canonical trees
+SAMPLE_TREES = PREPARED / "samples"  # those of look-alikes
 WEIGHTS = next((folder for folder in (ROOT / "weights", Path(__file__).parent / "_weights") if folder.is_dir()), ROOT)
 RESULTS = ROOT / "results"  # run folders
 EXECUTED = ROOT / "book" / "executed"  # notebooks as run

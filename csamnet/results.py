@@ -17,7 +17,7 @@ from pathlib import Path
 
 from csamnet.config import MODELS, RunConfig, make_config
 from csamnet.files import InputError, read_json, sha256_file
-from csamnet.paths import PREPARED, RESULTS
+from csamnet.paths import RESULTS, SAMPLE_TREES
 
 CODE = {
     "train": ("images", "losses", "model", "data", "metrics", "evaluate", "train"),
@@ -27,7 +27,6 @@ CODE = {
 }
 """The files whose change makes a training, an evaluation or a slide's results stale."""
 
-SAMPLE_TREES = PREPARED / "samples"
 SEEN = "images.json"
 """In a run folder: what it was trained on and selected on, split -> hash of an image's pixels -> its name."""
 

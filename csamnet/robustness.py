@@ -13,7 +13,7 @@ from PIL import Image
 
 from csamnet.data import Sample, load_split, restain
 from csamnet.datasets import get_dataset
-from csamnet.evaluate import finite, known_images, load_run, measure, predictor
+from csamnet.evaluate import finite, known_images, load_run, measure, predictor, refuse_known
 from csamnet.files import InputError, read_json, write_json
 from csamnet.measured import MEASURES
 from csamnet.metrics import pool
@@ -87,8 +87,7 @@ def robustness(
     """
     model, config = load_run(folder, device)
     card, samples = data_card(root, config.dataset), load_split(root, config.dataset, split)
-    if known_images(folder, samples, own=True, split=split):
-        raise InputError("the run has learned from these images", path=folder, expected="--split test")
+    refuse_known(folder, known_images(folder, samples, own=True, split=split), samples)
     for sample in samples:
         if min(sample.image().shape[:2]) < max(RESOLUTIONS):
             raise InputError(

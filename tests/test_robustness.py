@@ -92,7 +92,7 @@ def test_a_run_is_measured_stopped_and_gone_on_with(tree, run, tmp_path, monkeyp
 
 
 def test_images_that_a_run_knows_are_refused(tree, run):
-    with pytest.raises(InputError, match="has learned from these images"):
+    with pytest.raises(InputError, match="has learned from images"):
         robustness(run, tree, split="train", device="cpu")
 
 
