@@ -469,7 +469,7 @@ def test_a_tree_of_known_patients_is_split_as_the_table_says(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "mpp", "message"),
-    [("monuseg", None, "MoNuSeg of the table"), ("Mine", 0, "impossible pixel size"), ("Mine", float("nan"), "mpp cannot")],
+    [("monuseg", None, "MoNuSeg of the table"), ("Mine", 0, "pixel size"), ("Mine", float("nan"), "pixel size")],
 )
 def test_own_data_sets_that_cannot_be(tmp_path, name, mpp, message):
     with pytest.raises(InputError, match=message):
