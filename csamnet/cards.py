@@ -59,12 +59,14 @@ def card(entry: Dataset, found: dict | None = None) -> str:
 def _printed(paper: dict[str, str]) -> str:
     if not paper:
         return "not used there"
-    objects = f", {int(paper['objects']):,} objects" if paper["objects"] else ""
-    return f"{paper['images'] or 'some'} images{objects}, {paper['image_size']} pixels *(paper)*"
+    objects = f"{int(paper['objects']):,}" if paper["objects"] else ""
+    told = {"images": paper["images"], "objects": objects, "size in pixels": paper["image_size"]}
+    return "; ".join(f"{what}: {value}" for what, value in told.items() if value) + " *(paper)*"
 
 
 def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(str(count) if name == "all" else f"{count} {name}" for name, count in counts.items() if count)
+    told = {name: count for name, count in counts.items() if count}
+    return ", ".join(f"{count} {'images' if name == 'all' else name}" for name, count in told.items())
 
 
 def _split(entry: Dataset) -> str:

@@ -1,4 +1,4 @@
-"""The loss: cross-entropy plus soft Dice. The paper does not name its loss; this one is our choice."""
+"""The loss: cross-entropy plus soft Dice. No public source names the paper's; this one is our choice."""
 
 from __future__ import annotations
 

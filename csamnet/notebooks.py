@@ -110,7 +110,8 @@ def experiment_runs(
         found = collect(config.dataset, config.profile, results, "real")
         own = {name: found[name] for name in [*names, *["Otsu"] * (kind == "comparison")] if name in found}
         if names[0] not in own or (kind == "ablation" and len(own) < 2):
-            raise NotRun(f"No {kind} on {config.dataset}'s real images is in the results: {HOW_TO_RUN}")
+            how = f"`papermill notebooks/{kind}.ipynb out.ipynb -p profile paper` makes one."
+            raise NotRun(f"No {kind} on {config.dataset}'s real images is in the results: {how}")
         return config, root, results, device, own
     runs = run_models(config, names, seeds, root, results, device, say)
     if kind == "comparison" and get_dataset(config.dataset, root).modality.startswith("H&E"):

@@ -308,7 +308,7 @@ def comparable(summary: dict, model: str) -> str:
         return "**Nothing here can be compared with the paper**: look-alikes are painted, and few."
     if not paper_scores(summary["data"]["name"], model):
         return f"The paper gives no measures of {model} on this data set."
-    return "The paper does not say how it averages; the difference is that of the pooled measures."
+    return "What is public of the paper does not say how it averages; the difference is that of the pooled measures."
 
 
 def recipe(config: RunConfig) -> str:
@@ -354,10 +354,11 @@ def takeaways(summary: dict, table: pd.DataFrame, target: tuple[str, str] = TARG
 
 def provenance(run: dict, summary: dict) -> str:
     """Where a page's numbers come from: data, code, hardware, time and versions, as a Markdown table."""
+    hashes = [f"`{about['data']['manifest_sha256'][:16]}…`" for about in (run, summary)]
     speed, words = f"{run['images_per_s']:g} crops a second", {"True": "yes", "False": "no"}
     rows = {
         "data": f"{run['data']['name']}, {KINDS[run['data']['kind']]}",
-        "manifest, sha256": f"`{run['data']['manifest_sha256'][:16]}…`",
+        "manifest, sha256": hashes[0] + f"; where it was measured, {hashes[1]}" * (hashes[0] != hashes[1]),
         "code, sha256": f"`{run['code_sha256'][:16]}…`",
         "seed": str(run["config"]["seed"]),
         "trained on": place(run["hardware"]),

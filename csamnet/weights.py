@@ -82,6 +82,7 @@ def card(folder: Path | str, entry: Dataset, change: float, size: int) -> str:
     rows = {
         "finds": f"{entry.target[1]} in {entry.modality}" + f" at {entry.mpp} µm a pixel" * bool(entry.mpp),
         "network": f"{config.model}, {run['parameters']:,} parameters, half precision, {size / 1e6:.1f} MB",
+        "data": entry.note,
         "trained on": f"{config.images or counts['train']} images, chosen on {counts['val']}{_part(entry, counts)}",
         "recipe": recipe(config),
         "training": f"{duration(run['wall_s'])} on {place(run['hardware'])}",
@@ -117,11 +118,16 @@ def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
     paper = paper_scores(config.dataset, config.model).get("miou")
     if paper and pooled["miou"] < paper:
         told.append(f"Below the paper: mIoU {show('miou', pooled['miou'])} for {show('miou', paper)}.")
-    if bad := int((images["dice"] < 0.5).sum()):
-        told.append(f"Dice is below one half on {bad} of {len(images)} test images.")
-    organs = images.groupby("organ")["miou"].mean().sort_values()
+    there = images["tp"] + images["fn"] > 0
+    if empty := int((~there).sum()):
+        marked = int((images["fp"][~there] > 0).sum())
+        told.append(f"Of {empty} test images without {entry.target[1]}, it marks something in {marked}.")
+    if bad := int((images["dice"][there] < 0.5).sum()):
+        told.append(f"Dice is below one half on {bad} of {there.sum()} test images with {entry.target[1]}.")
+    organs = images[there].groupby("organ")["miou"].agg(["mean", "size"]).sort_values("mean")
     if len(organs) > 1:
-        told.append(f"Worst on {organs.index[0]}: mIoU {show('miou', organs.iloc[0])}, mean of its test images.")
+        score, count = show("miou", organs["mean"].iloc[0]), organs["size"].iloc[0]
+        told.append(f"Worst on {organs.index[0]}: mIoU {score}, mean of {count} test image{'s' * (count > 1)}.")
     if (objects := read_objects(folder)) is not None:
         small = objects.nsmallest(max(1, len(objects) // 8), "area")
         area, unit = small["area"].max() * (entry.mpp or 1) ** 2, "µm" if entry.mpp else "px"
