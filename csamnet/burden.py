@@ -85,6 +85,7 @@ class Nuclei:
     name: str  # of the slide
     cut: int  # the stored value from which a pixel is foreground
     min_area: int
+    kind: str = "Nucleus"  # the class of the detections
 
     def __call__(self, block: tuple[int, int]) -> None:
         """Keep the nuclei of a block (row, column) as a file with a GeoJSON feature a line, unless it is there."""
@@ -104,7 +105,7 @@ class Nuclei:
             place = self.frame.on_slide([[x + corner[0], y + corner[1]]])[0]
             measured["mean_probability"] = round(total[label] / size[label] / STEPS, 4)
             outline = self.frame.on_slide(polygon + corner).round(3)
-            feature = detection(f"{self.name}/{place[0]:.2f},{place[1]:.2f}", outline, measured)
+            feature = detection(f"{self.name}/{place[0]:.2f},{place[1]:.2f}", outline, measured, self.kind)
             yield json.dumps(feature, separators=(",", ":"), allow_nan=False)
 
     def labelled(self, block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,9 +178,8 @@ def write_mask(folder: Path, frame: Frame, cut: int) -> None:
 def _write_levels(folder: Path, levels: Sequence, frame: Frame, cut: int) -> None:
     options = {"dtype": np.uint8, "tile": (CHUNK, CHUNK), "compression": "zlib", "photometric": "minisblack"}
     about, first = {"axes": "YX", "Name": printable(folder.name)}, {"subifds": len(levels) - 1}
-    about["UUID"] = str(
-        uuid.uuid5(uuid.NAMESPACE_URL, f"csamnet/{printable(folder.name)}/{frame}/{cut}")
-    )  # else the hour is in it
+    name = f"csamnet/{printable(folder.name)}/{frame}/{cut}"
+    about["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))  # else the hour is in it
     if frame.mpp:
         about |= {"PhysicalSizeX": frame.mpp, "PhysicalSizeXUnit": "µm"}
         about |= {"PhysicalSizeY": frame.mpp, "PhysicalSizeYUnit": "µm"}

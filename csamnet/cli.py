@@ -21,6 +21,7 @@ from csamnet.terminal import app, bar, command, console
 __all__ = ["app"]
 
 Root = Annotated[Path, typer.Option(help="Folder of the prepared data sets.", show_default="data/prepared")]
+STEPS = "Budget: paper (30,000 steps, for a GPU), cpu (4,000), short (800), brief (300), sample (120)."
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 
 
@@ -99,6 +100,8 @@ def prepare(
                 yield record
                 tick(done, len(records))
 
+    if mpp and not own:
+        raise InputError("--mpp is for a data set of your own", mend='add --own MODALITY, such as --own "H&E tiles"')
     mine = {"modality": own, "mpp": mpp} if own else None
     folder = prepare(name, source, root, own=mine, form=form, allow_partial=allow_partial, progress=progress)
     table = read_manifest(folder)
@@ -112,12 +115,7 @@ def prepare(
 def train(
     name: Annotated[str, typer.Argument(help="Data set, such as MoNuSeg.")],
     root: Root = PREPARED,
-    profile: Annotated[
-        str,
-        typer.Option(
-            help="Budget: paper (30,000 steps, for a GPU), cpu (4,000), short (800), brief (300), sample (120)."
-        ),
-    ] = "paper",
+    profile: Annotated[str, typer.Option(help=STEPS)] = "paper",
     seed: Annotated[int, typer.Option(help="Of the initial weights, crops and augmentation.")] = 0,
     model: Annotated[str | None, typer.Option(help=f"CSAMNet-{'|'.join(SIZES)}, UNet, ...: see config.MODELS")] = None,
     precision: Annotated[str | None, typer.Option(help="auto | bf16 | fp16 | fp32")] = None,
@@ -166,21 +164,20 @@ def evaluate(
     root: Root = PREPARED,
     split: Annotated[str, typer.Option(help="train | val | test")] = "test",
     on: Annotated[str | None, typer.Option(help="Another data set than the run's own.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Measure on images that it learned from, and mark it.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure images that it learned from, and mark it.")] = False,
     device: Device = "auto",
 ):
     """Measure a trained network; write per_image.csv, curves.csv and summary.json beside its weights."""
     from csamnet.datasets import get_dataset
     from csamnet.evaluate import evaluate
     from csamnet.results import read_summary
+    from csamnet.tables import KINDS
 
     other = get_dataset(on, root).name if on else None
     with bar(f"Evaluating {run.name} on {' '.join(filter(None, (other, split)))}") as tick:
         folder = evaluate(run, root, split=split, dataset=other, force=force, device=device, on_image=tick)
     summary = read_summary(run, folder.name)
-    kind = {"real": "measured on real data", "sample": "sample data"}[summary["data"]["kind"]]
+    kind = KINDS[summary["data"]["kind"]]
     kind += f"; it has learned from {summary['seen']} of these images" * bool(summary["seen"])
     table = Table(title=f"{summary['data']['name']}, {split}, {summary['n']} images, {kind}")
     for heading in ("measure", "pooled", "mean over images"):
@@ -227,10 +224,8 @@ def predict(
     with bar("Predicting") as tick:
         table = predict_files(model, images, out, threshold=threshold, mpp=mpp, tta=tta or None, on_image=tick)
     for row in table.to_dict("records"):
-        console.print(
-            f"{row['image']}: {row['nuclei']} {target_of(model)[1]}, {100 * row['coverage']:.1f} % of the image",
-            soft_wrap=True,
-        )
+        found = f"{row['nuclei']} {target_of(model)[1]}, {100 * row['coverage']:.1f} % of the image"
+        console.print(f"{row['image']}: {found}", soft_wrap=True)
     console.print(out, soft_wrap=True)
 
 

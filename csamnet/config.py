@@ -112,7 +112,8 @@ class RunConfig:
             _within(name, getattr(self, name), 0, 0.9)
         for name in ("warmup", "ema", "foreground", "threshold"):
             _within(name, getattr(self, name), 0, 1)
-        for name in ("images", "weight_decay", "clip", "dice", "stain", "colour", "blur"):
+        _within("clip", self.clip, 1e-9, 1e9)  # of 0 no gradient would be left
+        for name in ("images", "weight_decay", "dice", "stain", "colour", "blur"):
             _within(name, getattr(self, name), 0, 1e9)
         _within("seed", self.seed, 0, 2**63 - 1)
         if self.tile < 128 or self.tile % 16:
@@ -140,21 +141,9 @@ PROFILES: dict[str, dict] = {
     "cpu": {"epochs": 20, "steps_per_epoch": 200},
     "short": {"epochs": 8, "lr": 2e-3, "ema": 0.99},
     "brief": {"epochs": 3, "tile": 128, "lr": 2e-3, "ema": 0.98, "overlap": 0.25, "val_overlap": 0.0},
-    "sample": {
-        "model": "CSAMNet-XS",
-        "epochs": 3,
-        "steps_per_epoch": 40,
-        "batch": 4,
-        "tile": 128,
-        "lr": 6e-3,
-        "warmup": 0.15,
-        "clip": 10.0,
-        "ema": 0.9,
-        "precision": "fp32",
-        "overlap": 0.25,
-        "val_overlap": 0.0,
-    },
-}
+    "sample": {"model": "CSAMNet-XS", "epochs": 3, "steps_per_epoch": 40, "batch": 4, "tile": 128, "lr": 6e-3,
+               "warmup": 0.15, "clip": 10.0, "ema": 0.9, "precision": "fp32", "overlap": 0.25, "val_overlap": 0.0},
+}  # fmt: skip
 """`paper`: the full budget, for a GPU. `cpu`: 4,000 steps, for a patient CPU. `short`: 800.
 `brief`: 300 of smaller crops, for networks of ten times the work. `sample`: a minute, for look-alike data."""
 

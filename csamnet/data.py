@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csamnet.config import RunConfig
-from csamnet.datasets import DATASETS
+from csamnet.datasets import get_dataset
 from csamnet.files import InputError
 from csamnet.images import read_image, read_labels, read_mask
 from csamnet.manifest import read_manifest
@@ -76,6 +76,7 @@ def load_split(root: Path | str, dataset: str, split: str) -> list[Sample]:
     if rows.empty:
         found = ", ".join(f"{name} {count}" for name, count in table["split"].value_counts().items())
         raise InputError(f"the split {split!r} of {dataset} is empty", path=folder, found=found)
+    touching = get_dataset(dataset, root).touching
     return [
         Sample(
             name=row["name"],
@@ -85,7 +86,7 @@ def load_split(root: Path | str, dataset: str, split: str) -> list[Sample]:
             mask_path=folder / row["mask"] if row["mask"] else None,
             labels_path=folder / row["inst"] if row["inst"] else None,
             pixels_sha256=row["pixels_sha256"],
-            touching=getattr(DATASETS.get(dataset), "touching", True),
+            touching=touching,
         )
         for row in rows.to_dict("records")
     ]
@@ -127,9 +128,6 @@ class Atlas:
             self.pixels = torch.empty(sum(sizes), dtype=torch.int32, device=device)
             for place, block in zip(self.pixels.split(sizes), blocks, strict=True):
                 place.copy_(block)
-
-    def __len__(self) -> int:
-        return len(self.offsets)
 
     def gather(self, which: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Bytes `(B, h, w, 4)` of images `which` `(B,)` where rows `(B, h)` and columns `(B, w)` cross, reflected."""

@@ -168,4 +168,5 @@ def own_dataset(name: str, modality: str, mpp: float | None = None) -> Dataset:
     recipe = {key: value for key, value in known[modality].recipe.items() if key != "tile"}
     entry = Dataset(name=name, modality=modality, organ="unknown", target=("object", "objects"), mpp=mpp,
                     reader="tree", recipe=recipe, licence="your own", how_to_get="your own")  # fmt: skip
-    return DATASETS.setdefault(name, entry)
+    DATASETS[name] = entry
+    return entry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,40 +14,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from csamnet import baselines
+from csamnet import baselines, metrics
+from csamnet import results as runs
 from csamnet.baselines.otsu import otsu_haematoxylin
 from csamnet.config import MODELS, RunConfig
 from csamnet.data import Sample, load_split, pair, to_input
 from csamnet.datasets import DATASETS
-from csamnet.files import InputError, atomic, write_json
-from csamnet.metrics import (
-    BINS,
-    COLUMNS,
-    METRICS,
-    average_precision,
-    coarse,
-    confusion,
-    curves,
-    from_counts,
-    image_metrics,
-    mean,
-    pool,
-    score_histogram,
-)
+from csamnet.files import InputError, atomic, write_csv, write_json
 from csamnet.model import CSAMNet, extend, load_strictly, load_weights
 from csamnet.paths import RESULTS
-from csamnet.results import (
-    data_card,
-    fingerprint,
-    hardware,
-    keep_real,
-    measured_in,
-    read_config,
-    read_run,
-    read_seen,
-    read_summary,
-    run_folder,
-)
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -162,19 +136,19 @@ def predictor(model: nn.Module, config: RunConfig, **changes) -> Callable[[np.nd
 
 def validate(model: nn.Module, samples: list[Sample], config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     """Counts `(4,)` and score histogram `(2, BINS)` over `samples`; additive, so that processes can share the work."""
-    counts, histogram = np.zeros(4, np.int64), np.zeros((2, BINS), np.int64)
+    counts, histogram = np.zeros(4, np.int64), np.zeros((2, metrics.BINS), np.int64)
     predict = predictor(model, config, overlap=config.val_overlap, tta=False)
     for sample in samples:
         image, mask = pair(sample)
         probability = predict(image)
-        counts += [*confusion(probability >= config.threshold, mask).values()]
-        histogram += score_histogram(probability, mask)
+        counts += [*metrics.confusion(probability >= config.threshold, mask).values()]
+        histogram += metrics.score_histogram(probability, mask)
     return counts, histogram
 
 
 def validation_scores(counts: np.ndarray, histogram: np.ndarray) -> dict[str, float]:
-    pixels = from_counts(*counts.tolist())
-    return {"val_miou": pixels["miou"], "val_dice": pixels["dice"], "val_ap": average_precision(histogram)}
+    pixels = metrics.from_counts(*counts.tolist())
+    return {"val_miou": pixels["miou"], "val_dice": pixels["dice"], "val_ap": metrics.average_precision(histogram)}
 
 
 def load_run(folder: Path | str, device: str = "auto") -> tuple[nn.Module, RunConfig]:
@@ -182,8 +156,8 @@ def load_run(folder: Path | str, device: str = "auto") -> tuple[nn.Module, RunCo
 
     Raises InputError where the folder is no run, and where its training has not ended.
     """
-    config = read_config(folder)
-    if read_run(folder)["status"] != "done":
+    config = runs.read_config(folder)
+    if runs.read_run(folder)["status"] != "done":
         raise InputError("the training has not ended", path=folder, mend="csamnet train goes on where it stopped")
     model, path = build_model(config), Path(folder) / "weights.safetensors"
     if not path.exists():
@@ -210,18 +184,16 @@ def evaluate(
     with (done, all) after each image.
     """
     model, config = load_run(folder, device)
-    name, out = dataset or config.dataset, measured_in(folder, dataset, split)
-    card, samples = data_card(root, name), load_split(root, name, split)
-    seen = known_images(folder, samples, own=name == config.dataset, split=split)
-    if not force:
-        refuse_known(folder, seen, samples)
-    fresh = fingerprint(config, card["manifest_sha256"] + read_run(folder)["fingerprint"], "evaluate")
-    if (read_summary(folder, out.name) or {}).get("fingerprint") == fresh:
+    name, out = dataset or config.dataset, runs.measured_in(folder, dataset, split)
+    card, samples = runs.data_card(root, name), load_split(root, name, split)
+    seen = known_images(folder, samples, own=name == config.dataset, split=split, force=force)
+    fresh = runs.fingerprint(config, card["manifest_sha256"] + runs.read_run(folder)["fingerprint"], "evaluate")
+    if (runs.read_summary(folder, out.name) or {}).get("fingerprint") == fresh:
         return out
-    keep_real(out / "summary.json", card)
+    runs.keep_real(out / "summary.json", card)
     place = next(model.parameters()).device
     config = replace(config, precision=pick_precision(config.precision, place))
-    about = {"data": card, "seen": len(seen), "hardware": hardware(place)}
+    about = {"data": card, "seen": len(seen), "hardware": runs.hardware(place)}
     measured = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
     return write_evaluation(out, measured, config, about | {"fingerprint": fresh})
 
@@ -229,12 +201,12 @@ def evaluate(
 def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RESULTS) -> Path:
     """The threshold on colour in the place of a run's network, measured like it; return its run folder."""
     config = replace(config, model="Otsu", seed=0)
-    card, folder = data_card(root, config.dataset), run_folder(config, results)
-    fresh, device = fingerprint(config, card["manifest_sha256"], "evaluate"), torch.device("cpu")
-    if (read_summary(folder) or {}).get("fingerprint") == fresh:
+    card, folder = runs.data_card(root, config.dataset), runs.run_folder(config, results)
+    fresh, device = runs.fingerprint(config, card["manifest_sha256"], "evaluate"), torch.device("cpu")
+    if (runs.read_summary(folder) or {}).get("fingerprint") == fresh:
         return folder
-    keep_real(folder / "run.json", card)
-    about = {"data": card, "hardware": hardware(device), "fingerprint": fresh}
+    runs.keep_real(folder / "run.json", card)
+    about = {"data": card, "hardware": runs.hardware(device), "fingerprint": fresh}
     write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict(), "parameters": 0})
     samples, parts = load_split(root, config.dataset, "test"), get_subsets(config.dataset)
     measured = measure(otsu_haematoxylin, samples, config, parts)
@@ -242,27 +214,24 @@ def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RES
     return folder
 
 
-def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split: str) -> list[str]:
+def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split: str, force: bool = False) -> list[str]:
     """Names of the samples that the run was trained or selected on; its own validation images may be measured.
 
     A run that does not tell, from before they were kept, is taken not to know its own data set's other splits, and
-    all of another data set.
+    all of another data set. Raises InputError where there are some, unless forced.
     """
-    seen = read_seen(folder)
-    if seen is None:
-        return [] if own and split != "train" else [sample.name for sample in samples]
-    hashes = set(seen["train"]) | (set() if own and split == "val" else set(seen["val"]))
-    return [sample.name for sample in samples if sample.pixels_sha256 in hashes]
-
-
-def refuse_known(folder: Path | str, seen: list[str], samples: list[Sample]) -> None:
-    """Raises InputError where `known_images` found some."""
-    if seen:
+    told = runs.read_seen(folder)
+    if told is None:
+        seen = [] if own and split != "train" else [sample.name for sample in samples]
+    else:
+        hashes = set(told["train"]) | (set() if own and split == "val" else set(told["val"]))
+        seen = [sample.name for sample in samples if sample.pixels_sha256 in hashes]
+    if seen and not force:
         found = f"{len(seen)} of {len(samples)}: {', '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}"
         mend = "another data set or split; csamnet evaluate --force measures all the same, and marks the results"
-        raise InputError("the run has learned from images that it is to be measured on", path=folder,
-                         expected="images that it was neither trained nor selected on", found=found,
-                         mend=mend)  # fmt: skip
+        raise InputError("the run has learned from images that it is to be measured on", path=folder, found=found,
+                         expected="images that it was neither trained nor selected on", mend=mend)  # fmt: skip
+    return seen
 
 
 def get_subsets(dataset: str) -> dict[str, tuple[str, ...]]:
@@ -283,15 +252,15 @@ def measure(
     predict: Callable, samples: list[Sample], config: RunConfig, subsets: dict, on_image: Callable | None = None
 ) -> Measured:
     """Every measure of what `predict` makes of the samples."""
-    histograms = {name: np.zeros((2, BINS), np.int64) for name in ("", *subsets)}
+    histograms = {name: np.zeros((2, metrics.BINS), np.int64) for name in ("", *subsets)}
     rows, each, objects = [], [], []
     for done, sample in enumerate(samples, 1):
-        (image, mask), own, found = pair(sample), np.zeros((2, BINS), np.int64), []
+        (image, mask), own, found = pair(sample), np.zeros((2, metrics.BINS), np.int64), []
         rule = {"threshold": config.threshold, "touching": sample.touching}
-        row = image_metrics(predict(image), mask, sample.labels(), total=own, objects=found, **rule)
+        row = metrics.image_metrics(predict(image), mask, sample.labels(), total=own, objects=found, **rule)
         for name, histogram in histograms.items():
             histogram += own * (not name or sample.organ in subsets[name])
-        each.append(coarse(own))
+        each.append(metrics.coarse(own))
         objects += [(sample.name, *one) for one in found]
         place = {"name": sample.name, "group": sample.group, "organ": sample.organ}
         rows.append(place | {"height": image.shape[0], "width": image.shape[1]} | row)
@@ -304,9 +273,9 @@ def write_evaluation(out: Path, measured: Measured, config: RunConfig, about: di
     """Write `per_image.csv`, `objects.csv`, `scores.npz`, `curves.csv` (precision-recall and ROC), `summary.json`."""
     rows, histograms, each, objects = measured
     places = ["name", "group", "organ", "height", "width"]
-    _write_csv(out / "per_image.csv", pd.DataFrame(rows)[[*places, *COLUMNS]])
-    _write_csv(out / "objects.csv", objects)
-    _write_csv(out / "curves.csv", curves(histograms[""]))
+    write_csv(out / "per_image.csv", pd.DataFrame(rows)[[*places, *metrics.COLUMNS]])
+    write_csv(out / "objects.csv", objects)
+    write_csv(out / "curves.csv", metrics.curves(histograms[""]))
     with atomic(out / "scores.npz") as temporary:
         np.savez_compressed(temporary, histograms=each)
     settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "threshold", "precision")}
@@ -316,24 +285,19 @@ def write_evaluation(out: Path, measured: Measured, config: RunConfig, about: di
         "subsets": {name: _scores(of, histograms[name]) for name, of in subsets.items() if of},
         "settings": settings,
     }
-    write_json(out / "summary.json", json.loads(json.dumps(summary | about)))
+    write_json(out / "summary.json", summary | about)
     return out
 
 
 def _scores(rows: list[dict], histogram: np.ndarray) -> dict:
     """Measures pooled and as means over images, with how many images define each."""
-    (means, defined), pooled = mean(rows), pool(rows, histogram)
+    (means, defined), pooled = metrics.mean(rows), metrics.pool(rows, histogram)
     return {
-        "pooled": {key: finite(pooled[key]) for key in METRICS},
-        "mean": {key: finite(means[key]) for key in METRICS},
+        "pooled": {key: finite(pooled[key]) for key in metrics.METRICS},
+        "mean": {key: finite(means[key]) for key in metrics.METRICS},
         "defined": defined,
         "n": len(rows),
     }
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def finite(value: float) -> float | None:

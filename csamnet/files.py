@@ -58,6 +58,12 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_csv(path: Path | str, table) -> None:
+    """A `pandas.DataFrame` without its index, to six digits."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+
+
 def write_json(path: Path | str, content: dict) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 

@@ -24,7 +24,7 @@ class _Stored(NamedTuple):
     values: np.ndarray  # (H, W) or (H, W, 3 or 4), any type
     palette: np.ndarray | None = None  # (n, 3) uint8
     lossy: bool = False  # known to have gone through JPEG
-    negative: bool = False  # to be shown with 0 as white
+    negative: int = 0  # where 0 is to be shown as white, the value that is black
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -38,11 +38,23 @@ def read_image(path: Path | str) -> np.ndarray:
     """
     values, palette, _, negative = _decode(path)
     values = values if palette is None else palette[values]
-    values = ~values if negative and values.dtype.kind in "bu" else values
+    values = values ^ values.dtype.type(negative) if negative and values.dtype.kind in "bu" else values
+    return as_rgb(values, path)
+
+
+def as_rgb(image: np.ndarray, path: Path | str | None = None) -> np.ndarray:
+    """Any picture as (H, W, 3) uint8: grey repeated, alpha dropped, values scaled as `read_image` does.
+
+    Raises InputError for another shape or type, and for NaN and infinity; `path` is named in it.
+    """
+    values = np.asarray(image)
+    shape = values.shape if values.ndim == 3 else (*values.shape, 1)
+    if len(shape) != 3 or shape[2] not in (1, 3, 4) or not values.size or values.dtype.kind not in "buif":
+        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of integers or floats"
+        raise InputError("not a picture", path=path, expected=expected, found=f"{values.shape} {values.dtype}")
     if values.dtype.kind == "f" and not (np.abs(values) < np.float64(1e300)).all():
         raise InputError("an image holds NaN or infinity", path=path, expected="finite values")
-    values = _to_display(values)
-    return np.ascontiguousarray(np.stack([values] * 3, axis=-1) if values.ndim == 2 else values[..., :3])
+    return np.broadcast_to(_to_display(values.reshape(shape)[..., :3]), (*shape[:2], 3)).copy()
 
 
 def read_mask(path: Path | str) -> np.ndarray:
@@ -91,13 +103,9 @@ def _decode(path: Path | str) -> _Stored:
     except InputError:
         raise
     except Exception as error:  # decoders raise whatever a broken file leads them into
-        raise InputError(
-            "an image cannot be read",
-            path=path,
-            expected="a whole PNG, TIFF, JPEG, BMP or WebP file",
-            found=f"{Path(path).stat().st_size:,} bytes; {error}",
-            mend="fetch or export it again",
-        ) from error
+        expected, found = "a whole PNG, TIFF, JPEG, BMP or WebP file", f"{Path(path).stat().st_size:,} bytes; {error}"
+        mend = "fetch or export it again"
+        raise InputError("an image cannot be read", path=path, expected=expected, found=found, mend=mend) from error
     shape = stored.values.shape
     if 0 in shape or len(shape) not in (2, 3) or shape[2:] > (4,) or stored.values.dtype.kind not in "buif":
         found = f"{' x '.join(map(str, shape))} {stored.values.dtype}"
@@ -123,7 +131,8 @@ def _decode_tiff(path: Path | str) -> _Stored:
         values = series.asarray()
         palette = None if page.colormap is None else (page.colormap.T >> 8).astype(np.uint8)
     values = np.moveaxis(values, 0, -1) if series.axes in ("SYX", "CYX") else values
-    lossy, negative = page.compression == COMPRESSION.JPEG, page.photometric == PHOTOMETRIC.MINISWHITE
+    negative = 2**page.bitspersample - 1 if page.photometric == PHOTOMETRIC.MINISWHITE else 0
+    lossy = page.compression == COMPRESSION.JPEG
     return _Stored(values, palette, lossy, negative)
 
 

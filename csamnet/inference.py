@@ -20,8 +20,8 @@ from torch import nn
 from csamnet.config import RunConfig
 from csamnet.datasets import DATASETS, check_mpp
 from csamnet.evaluate import build_model, pick_device, predictor
-from csamnet.files import InputError, atomic, printable, write_text
-from csamnet.images import _to_display, read_image, write_image
+from csamnet.files import InputError, printable, write_csv, write_text
+from csamnet.images import as_rgb, read_image, write_image
 from csamnet.instances import OUTLINE, detection, instances_from_probability, outlines
 from csamnet.model import CSAMNet, load_strictly, load_weights
 from csamnet.paths import WEIGHTS
@@ -87,25 +87,14 @@ def predict(model: nn.Module, image: np.ndarray, *, min_area: int = 30, **settin
     changes = {key: value for key, value in settings.items() if value is not None}
     config = replace(getattr(model, "config", RunConfig()), **changes)
     probability = predictor(model, config)(as_rgb(image))
-    touching = getattr(DATASETS.get(config.dataset), "touching", config.stain > 0)  # of one's own, what is stained
-    rule = {"threshold": config.threshold, "min_area": min_area, "touching": touching}
+    rule = {"threshold": config.threshold, "min_area": min_area, "touching": touching(config)}
     labels = instances_from_probability(probability, **rule)
     return Prediction(probability, probability >= config.threshold, labels)
 
 
-def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Any picture as (H, W, 3) uint8: grey repeated, alpha dropped, values scaled as `read_image` does.
-
-    Raises InputError for another shape or type, and for NaN and infinity.
-    """
-    values = np.asarray(image)
-    shape = values.shape if values.ndim == 3 else (*values.shape, 1)
-    if len(shape) != 3 or shape[2] not in (1, 3, 4) or not values.size or values.dtype.kind not in "buif":
-        expected = "(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of integers or floats"
-        raise InputError("not a picture", expected=expected, found=f"{values.shape} {values.dtype}")
-    if not np.isfinite(values).all():
-        raise InputError("an image holds NaN or infinity", expected="finite values")
-    return np.broadcast_to(_to_display(values.reshape(shape)[..., :3]), (*shape[:2], 3)).copy()
+def touching(config: RunConfig) -> bool:
+    """Whether what a network finds is split, see `Dataset.touching`; of one's own data, where they are stained."""
+    return getattr(DATASETS.get(config.dataset), "touching", config.stain > 0)
 
 
 def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
@@ -164,8 +153,7 @@ def write_prediction(
     write_image(mask, prediction.mask)
     write_image(probability, prediction.probability)
     write_image(drawn, overlay(image, prediction.labels))
-    with atomic(rows) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(rows, table)
     collection = geojson(prediction, table, stem, kind)
     write_text(shapes, json.dumps(collection, separators=(",", ":"), allow_nan=False) + "\n")
     return table
@@ -209,6 +197,5 @@ def predict_files(
         if on_image:
             on_image(done, len(names))
     counts = pd.DataFrame(rows)
-    with atomic(Path(out) / "counts.csv") as temporary:
-        counts.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(Path(out) / "counts.csv", counts)
     return counts

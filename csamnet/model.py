@@ -255,22 +255,16 @@ class ChannelBranch(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
 
-        def layer(conv: nn.Conv2d, *after: nn.Module) -> nn.Sequential:
-            return nn.Sequential(conv, *after)
-
-        def norm() -> nn.BatchNorm2d:
-            return nn.BatchNorm2d(channels)
-
-        def points() -> nn.Conv2d:
-            return pw(channels, channels, bias=False)
+        def point(after: nn.Module) -> nn.Sequential:
+            return nn.Sequential(pw(channels, channels, bias=False), nn.BatchNorm2d(channels), after)
 
         def depth() -> nn.Sequential:
-            return layer(dw(channels, 3, bias=False), norm(), nn.ReLU())
+            return nn.Sequential(dw(channels, 3, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
 
-        self.conv1, self.conv2 = layer(points(), norm(), nn.ReLU()), depth()
-        self.conv3, self.conv4 = layer(points(), norm(), nn.ReLU()), depth()
-        self.conv5, self.conv6 = layer(points(), norm(), nn.SiLU()), depth()
-        self.conv7 = layer(points(), nn.ReLU())
+        self.conv1, self.conv2 = point(nn.ReLU()), depth()
+        self.conv3, self.conv4 = point(nn.ReLU()), depth()
+        self.conv5, self.conv6 = point(nn.SiLU()), depth()
+        self.conv7 = nn.Sequential(pw(channels, channels, bias=False), nn.ReLU())
 
     def forward(self, z: Tensor) -> Tensor:  # (B, C, h, w)
         x = z
@@ -331,9 +325,7 @@ class Head(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         narrow = width // 4
-        self.body = nn.Sequential(
-            conv_bn_relu(width, narrow, momentum=3e-4), conv_bn_relu(narrow, narrow, momentum=3e-4)
-        )
+        self.body = nn.Sequential(*(conv_bn_relu(channels, narrow, momentum=3e-4) for channels in (width, narrow)))
         self.classify = pw(narrow, 2)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, h, w)
@@ -416,11 +408,8 @@ class CSAMNet(nn.Module):
 
 def check_image(image: Tensor) -> None:
     if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point() or image.numel() == 0:
-        raise InputError(
-            "the network cannot take this tensor",
-            expected="a floating-point tensor (B, 3, H, W) with B, H, W of 1 or more",
-            found=f"{tuple(image.shape)} {image.dtype}",
-        )
+        expected, found = "floats (B, 3, H, W) with B, H, W of 1 or more", f"{tuple(image.shape)} {image.dtype}"
+        raise InputError("the network cannot take this tensor", expected=expected, found=found)
 
 
 def pad(image: Tensor) -> Tensor:

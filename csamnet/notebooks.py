@@ -22,7 +22,7 @@ from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import evaluate, evaluate_otsu, load_run, predictor
 from csamnet.figures import View, spread, true_objects
 from csamnet.files import InputError, atomic, read_json
-from csamnet.inference import load, predict
+from csamnet.inference import load, predict, touching
 from csamnet.measured import read_images
 from csamnet.paths import PREPARED, RESULTS, ROOT, SAMPLE_TREES
 from csamnet.prepare import prepare
@@ -252,7 +252,7 @@ def predict_only(samples: Sequence[Sample], weights: str, device: str = "auto") 
         image = sample.image()
         found = predict(model, image)
         shown = found.mask, found.labels, found.probability, model.config.threshold
-        views.append(View(sample.name, sample.organ, image, *shown, 1.0))
+        views.append(View(sample.name, sample.organ, image, *shown, 1.0, touching(model.config)))
     return views
 
 

@@ -27,7 +27,6 @@ from csamnet.manifest import COLUMNS, KINDS, verify
 from csamnet.readers import READERS, common, read_release
 from csamnet.readers.common import SPLITS, Pixels, Record, Release, innermost, is_tree, unpack
 
-DRAWN = "a fifth of the training groups, drawn by the hashes of their names"
 _ROWS = ".rows"  # what is done of a tree that is being built
 Progress = Callable[[list[Record]], Iterable[Record]]
 
@@ -65,7 +64,6 @@ def prepare(
             _drop(scratch, old)
             form = check_form(dataset, form)
             release = read_release(dataset, unpack(source, scratch), form)
-            release.notes += [f"form: {form}"] if form else []
             provenance = _provenance(dataset, release, allow_partial)
             if not _is_current(target, provenance):
                 folder = target if in_place else _stage(staging, provenance)
@@ -138,7 +136,7 @@ def assign_splits(dataset: Dataset, records: list[Record]) -> tuple[list[Record]
     held, rule = groups & set(dataset.validation), dataset.validation_rule
     if not held:
         drawn = sorted(groups, key=_hash)
-        held, rule = set(drawn[: max(1, round(len(groups) / 5))]), DRAWN
+        held, rule = set(drawn[: max(1, round(len(groups) / 5))]), Dataset.validation_rule
     return _moved(records, dict.fromkeys(held, "val"), None), rule
 
 
@@ -317,11 +315,8 @@ def _provenance(dataset: Dataset, release: Release, allow_partial: bool) -> dict
     said = [str(line) for line in (*release.problems, *release.notes)]
     files = {inspect.getfile(part) for part in (images, slides, common, READERS[dataset.reader])} | {__file__}
     code = [repr(dataset), *(sha256_file(path) for path in sorted(files) if Path(path).is_file())]
-    return {
-        "source_sha256": _hash(repr((read, said))),
-        "code_sha256": _hash(repr(code)),
-        "allow_partial": allow_partial,
-    }
+    hashes = {"source_sha256": (read, said), "code_sha256": code}
+    return {key: _hash(repr(part)) for key, part in hashes.items()} | {"allow_partial": allow_partial}
 
 
 def _is_current(target: Path, provenance: dict) -> bool:

@@ -74,12 +74,11 @@ def fingerprint(config: RunConfig, manifest_sha256: str = "", step: str = "train
 def data_card(root: Path | str, dataset: str) -> dict:
     """What a run keeps of its data set: name, kind (real or sample), manifest hash and counts."""
     path = Path(root) / dataset / "dataset.json"
+    mend = f"csamnet prepare {dataset} --from PATH --root {root}"
     if not path.exists():
-        mend = f"csamnet prepare {dataset} --from PATH --root {root}"
         mend += "; or its look-alike: --root data/prepared/samples" * (SAMPLE_TREES / dataset).is_dir()
         raise InputError("a data set is not prepared", path=path, mend=mend)
     card, keys = read_json(path), ("name", "kind", "manifest_sha256", "counts")
-    mend = f"csamnet prepare {dataset} --from PATH --root {root}"
     if not set(keys) <= card.keys() or card["kind"] not in ("real", "sample"):
         raise InputError("not what csamnet prepare writes", path=path, expected=", ".join(keys), mend=mend)
     if sha256_file(path.with_name("manifest.csv")) != card["manifest_sha256"]:
@@ -159,7 +158,10 @@ def measured_in(folder: Path | str, dataset: str | None, split: str) -> Path:
 def read_seen(folder: Path | str) -> dict[str, dict[str, str]] | None:
     """The images that a run was trained and selected on (see SEEN); None for a run from before they were kept."""
     path = Path(folder) / SEEN
-    return read_json(path) if path.exists() else None
+    seen = read_json(path) if path.exists() else None
+    if seen is not None and not all(isinstance(seen.get(split), dict) for split in ("train", "val")):
+        raise InputError("not what csamnet train writes", path=path, expected="hashes of train and val")
+    return seen
 
 
 def read_summary(folder: Path | str, split: str = "test") -> dict | None:
@@ -177,16 +179,7 @@ def read_summary(folder: Path | str, split: str = "test") -> dict | None:
 
 
 def libraries() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES if _installed(name)}
-    return {"python": platform.python_version(), **found}
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def hardware(device) -> dict:

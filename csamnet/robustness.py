@@ -13,7 +13,7 @@ from PIL import Image
 
 from csamnet.data import Sample, load_split, restain
 from csamnet.datasets import get_dataset
-from csamnet.evaluate import finite, known_images, load_run, measure, predictor, refuse_known
+from csamnet.evaluate import finite, known_images, load_run, measure, predictor
 from csamnet.files import InputError, read_json, write_json
 from csamnet.measured import MEASURES
 from csamnet.metrics import pool
@@ -87,12 +87,10 @@ def robustness(
     """
     model, config = load_run(folder, device)
     card, samples = data_card(root, config.dataset), load_split(root, config.dataset, split)
-    refuse_known(folder, known_images(folder, samples, own=True, split=split), samples)
+    known_images(folder, samples, own=True, split=split)  # or an error
     for sample in samples:
-        if min(sample.image().shape[:2]) < max(RESOLUTIONS):
-            raise InputError(
-                "an image is too small to be made coarser", path=sample.image_path, found=sample.image().shape
-            )
+        if min(shape := sample.image().shape[:2]) < max(RESOLUTIONS):
+            raise InputError("an image is too small to be made coarser", path=sample.image_path, found=shape)
     out, run = Path(folder) / f"robustness-{split}.json", read_run(folder)["fingerprint"]
     keep_real(out, card)
     fresh = fingerprint(config, card["manifest_sha256"] + run, "robustness")

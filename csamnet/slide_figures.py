@@ -207,15 +207,8 @@ def _scale_bar(ax, mpp: float | None, scale: float, shape: tuple[int, ...]) -> N
     width = shape[1] * scale * (mpp or 1)
     length = max(n * 10**ten for n in (1, 2, 5) for ten in range(-1, 6) if n * 10**ten <= max(width / 3, 0.1))
     text = f"{length:g} px" if mpp is None else f"{length:g} µm" if length < 1000 else f"{length / 1000:g} mm"
-    ax.plot(
-        [0, length / width],
-        [-0.03] * 2,
-        color=BLACK,
-        lw=2.5,
-        clip_on=False,
-        transform=ax.transAxes,
-        solid_capstyle="butt",
-    )
+    look = {"color": BLACK, "lw": 2.5, "clip_on": False, "transform": ax.transAxes, "solid_capstyle": "butt"}
+    ax.plot([0, length / width], [-0.03] * 2, **look)
     ax.text(0, -0.06, text, fontsize=7.5, va="top", transform=ax.transAxes)
 
 

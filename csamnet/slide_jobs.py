@@ -24,7 +24,7 @@ import torch
 import zarr
 from torch import nn
 
-from csamnet.burden import (
+from csamnet.burden import (  # fmt: skip
     CHUNK,
     STEPS,
     Frame,
@@ -40,8 +40,8 @@ from csamnet.burden import (
 from csamnet.config import RunConfig
 from csamnet.datasets import DATASETS
 from csamnet.evaluate import pick_device, pick_precision
-from csamnet.files import InputError, atomic, printable, read_json, sha256_array, sha256_file, write_json
-from csamnet.inference import load, stems
+from csamnet.files import InputError, atomic, printable, read_json, sha256_array, sha256_file, write_csv, write_json
+from csamnet.inference import load, stems, target_of
 from csamnet.processes import fresh_processes
 from csamnet.results import code_sha256
 from csamnet.slides import Slide
@@ -211,8 +211,7 @@ def read_summary(folder: Path) -> dict | None:
 def write_overview(out: Path | str) -> None:
     """`overview` as slides.csv beside the folders."""
     if any(Path(out).glob("*/progress.json")):
-        with atomic(Path(out) / "slides.csv") as temporary:
-            overview(out).to_csv(temporary, index=False, float_format="%.6g")
+        write_csv(Path(out) / "slides.csv", overview(out))
 
 
 def run_slide(
@@ -368,7 +367,8 @@ def _work(
                   on_rows=keep, on_tile=on_tile)  # fmt: skip
     with clock("post-processing"):
         blocks = blocks_of(tiles, grid.tile, frame)
-        find = Nuclei(folder, frame, printable(folder.name), cut, options.min_area)
+        kind = target_of(model)[0].capitalize()
+        find = Nuclei(folder, frame, printable(folder.name), cut, options.min_area, kind)
         if options.workers > 1:
             with fresh_processes(options.workers) as pool:
                 deque(pool.map(find, blocks), 0)
@@ -383,8 +383,7 @@ def _work(
         _draw(slide, frame, folder, tissue, fraction, cancer)
     keep(frame.height)
     summary |= {"seconds": job["seconds"]}
-    with atomic(folder / "summary.csv") as temporary:
-        pd.DataFrame([summary]).to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(folder / "summary.csv", pd.DataFrame([summary]))
     shutil.rmtree(folder / ".nuclei", ignore_errors=True)
     write_json(folder / "progress.json", job | {"status": "done"})
     return summary
@@ -415,8 +414,7 @@ def _draw(slide: Slide, frame: Frame, folder: Path, tissue: np.ndarray, fraction
     rows, columns = np.nonzero(~np.isnan(fraction))
     table = pd.DataFrame({"row": rows, "column": columns, "fraction": fraction[rows, columns]})
     corners = frame.on_slide(np.stack([columns, rows], 1) * frame.cell)
-    with atomic(folder / "burden.csv") as temporary:
-        table.assign(x=corners[:, 0], y=corners[:, 1]).to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(folder / "burden.csv", table.assign(x=corners[:, 0], y=corners[:, 1]))
     outlines = [(points - slide.offset - frame.corner) / frame.scale for points in cancer]
     picture, coarse = slide.thumbnail(), slide.coarseness()
     save_png(burden_map(fraction, frame, outlines, slide.path.name), folder / "burden.png")

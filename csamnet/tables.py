@@ -248,7 +248,7 @@ def _with_spread(key: str, row: dict) -> str:
 
 
 def show_p(p: float) -> str:
-    """A corrected p; below what 9,999 exchanges of signs can tell, so said."""
+    """A corrected p; below what `compare.paired` can tell, so said."""
     if p != p:
         return "undefined"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -292,7 +292,8 @@ def about(card: dict, target: tuple[str, str] = TARGET) -> str:
             "here can run anywhere. No patient is behind them: the numbers show that the path works, and say nothing "
             "of the paper."
         )
-    notes = "; ".join(card["notes"]).capitalize()
+    notes = "; ".join(card["notes"])
+    notes = notes[:1].upper() + notes[1:]
     return f"**Measured on real data.** {found}; source: {card['source']}, licence {card['licence']}. {notes}."
 
 

@@ -8,16 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
 
 from csamnet.files import InputError
@@ -60,15 +52,11 @@ def complain(error: object) -> None:
 
 
 @contextmanager
-def bar(label: str, count: type[ProgressColumn] = MofNCompleteColumn) -> Iterator[Callable[[int, int | None], None]]:
+def bar(
+    label: str, count: type[rich.ProgressColumn] = rich.MofNCompleteColumn
+) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar in a terminal (a line now and then where there is none); yields `tick(done, all)`."""
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        count(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    ]
-    with Progress(*columns, console=console) as progress:
+    columns = rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), count()
+    with rich.Progress(*columns, rich.TimeElapsedColumn(), rich.TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -25,25 +25,14 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.optim.swa_utils import update_bn
 
+from csamnet import results as runs
 from csamnet.config import RunConfig
 from csamnet.data import Atlas, draw_images, load_split
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
-from csamnet.files import InputError, atomic, write_json
+from csamnet.files import InputError, write_csv, write_json
 from csamnet.losses import segmentation_loss
 from csamnet.model import save_weights
-from csamnet.results import (
-    RESULTS,
-    SEEN,
-    code_sha256,
-    data_card,
-    fingerprint,
-    hardware,
-    is_done,
-    keep_run,
-    libraries,
-    peak_memory_mb,
-    run_folder,
-)
+from csamnet.paths import RESULTS
 
 FABRIC_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -64,11 +53,11 @@ def train(
     A finished run with the same fingerprint is returned as it is; an unfinished one goes on. `on_step(done, all)`
     and `on_epoch(row of history.csv)` report progress. Raises InputError where a loss is not finite.
     """
-    card, folder = data_card(root, config.dataset), run_folder(config, results)
-    fresh = fingerprint(config, card["manifest_sha256"])
-    if is_done(folder, fresh):
+    card, folder = runs.data_card(root, config.dataset), runs.run_folder(config, results)
+    fresh = runs.fingerprint(config, card["manifest_sha256"])
+    if runs.is_done(folder, fresh):
         return folder
-    keep_run(folder, config, card)
+    runs.keep_run(folder, config, card)
     fabric = launch(config, device, devices, nodes)
     samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
     samples["train"] = draw_images(samples["train"], config.images, config.seed)
@@ -86,7 +75,7 @@ def train(
     crops = typical_crops(atlas, config)
     if fabric.is_global_zero:
         begin(folder, samples, anew=not history)
-        write_run(folder, config, card, fresh, fabric, history, network, status="training")
+        write_run(folder, config, card, fresh, fabric, network)
 
     tick = on_step if fabric.is_global_zero else None
     for epoch in range(len(history), config.epochs):
@@ -98,13 +87,13 @@ def train(
         history.append(row)
         if fabric.is_global_zero:
             checkpoint.save(history)
-            write_history(folder, history)
+            write_csv(folder / "history.csv", pd.DataFrame(history))
             if on_epoch:
                 on_epoch(row)
 
     if fabric.is_global_zero:
         checkpoint.finish(config)
-        write_run(folder, config, card, fresh, fabric, history, network, status="done")
+        end_run(folder, fabric, history)
     fabric.barrier()
     return folder
 
@@ -120,20 +109,11 @@ def begin(folder: Path, samples: dict[str, list], *, anew: bool) -> None:
     for pattern in ("weights.safetensors", "*/summary.json", "robustness-*.json") if anew else ():
         for old in folder.glob(pattern):
             old.unlink()
-    write_json(folder / SEEN, {split: {s.pixels_sha256: s.name for s in of} for split, of in samples.items()})
+    write_json(folder / runs.SEEN, {split: {s.pixels_sha256: s.name for s in of} for split, of in samples.items()})
 
 
-def train_epoch(
-    fabric: Fabric,
-    model,
-    network: nn.Module,
-    ema: nn.Module,
-    optimizer,
-    atlas: Atlas,
-    config: RunConfig,
-    epoch: int,
-    tick,
-) -> dict[str, float]:
+def train_epoch(fabric: Fabric, model, network: nn.Module, ema: nn.Module, optimizer, atlas: Atlas,
+                config: RunConfig, epoch: int, tick) -> dict[str, float]:  # fmt: skip
     """The steps of one epoch; its row of history. `model` is `network` as Fabric wraps it."""
     started, losses = time.perf_counter(), torch.zeros(3, device=fabric.device)
     first = epoch * config.steps_per_epoch
@@ -229,23 +209,16 @@ def recalibrate(ema: nn.Module, crops: list[Tensor], config: RunConfig) -> None:
 def stop_on_nan(loss: float, network: nn.Module, epoch: int, config: RunConfig, folder: Path) -> None:
     if math.isfinite(loss) and all(p.isfinite().all() for p in network.parameters()):
         return
-    raise InputError(
-        "the loss or a weight is no longer a number; training stopped",
-        path=folder,
-        found=f"loss {loss} in epoch {epoch + 1} (steps {epoch * config.steps_per_epoch + 1} and on)",
-        mend=f"a learning rate below {config.lr}, or --precision fp32; the checkpoint is of epoch {epoch}",
-    )
+    found = f"loss {loss} in epoch {epoch + 1} (steps {epoch * config.steps_per_epoch + 1} and on)"
+    mend = f"a learning rate below {config.lr}, or --precision fp32; the checkpoint is of epoch {epoch}"
+    what = "the loss or a weight is no longer a number; training stopped"
+    raise InputError(what, path=folder, found=found, mend=mend)
 
 
 def score(fabric: Fabric, ema: nn.Module, samples: list, config: RunConfig) -> dict[str, float]:
     """Validation scores of the averaged weights; every process takes its share of the images."""
-    counts, histogram = validate(ema, samples, config)
-    if fabric.world_size > 1:
-        counts, histogram = (
-            fabric.all_reduce(torch.from_numpy(x).to(fabric.device), reduce_op="sum").cpu().numpy()
-            for x in (counts, histogram)
-        )
-    return validation_scores(counts, histogram)
+    parts = (torch.from_numpy(part).to(fabric.device) for part in validate(ema, samples, config))
+    return validation_scores(*(fabric.all_reduce(part, reduce_op="sum").cpu().numpy() for part in parts))
 
 
 # ----------------------------------------------------------------------------------------------- files
@@ -312,32 +285,31 @@ def best_epoch(history: list[dict]) -> int:
     return 1 + int(np.argmax(np.nan_to_num([row["val_miou"] for row in history], nan=-1)))
 
 
-def write_history(folder: Path, history: list[dict]) -> None:
-    with atomic(folder / "history.csv") as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False, float_format="%.6g")
-
-
-def write_run(folder: Path, config: RunConfig, card: dict, fresh: str, fabric: Fabric, history: list[dict],
-              network: nn.Module, *, status: str) -> None:  # fmt: skip
-    """`run.json`: everything that says where the run's numbers come from."""
+def write_run(folder: Path, config: RunConfig, card: dict, fresh: str, fabric: Fabric, network: nn.Module) -> None:
+    """`run.json`, before the first step: everything that says where the run's numbers come from."""
     about = {
-        "status": status,
+        "status": "training",
         "config": config.to_dict(),
         "data": card,
         "fingerprint": fresh,
-        "code_sha256": code_sha256("train", config.model),
-        "libraries": libraries(),
-        "hardware": hardware(fabric.device) | {"processes": fabric.world_size},
+        "code_sha256": runs.code_sha256("train", config.model),
+        "libraries": runs.libraries(),
+        "hardware": runs.hardware(fabric.device) | {"processes": fabric.world_size},
         "precision": pick_precision(config.precision, fabric.device),
         "parameters": sum(p.numel() for p in network.parameters()),
     }
-    if history:
-        best = best_epoch(history)
-        about |= {
-            "wall_s": round(sum(row["seconds"] for row in history), 1),
-            "images_per_s": round(float(np.median([row["images_per_s"] for row in history])), 2),
-            "peak_memory_mb": round(peak_memory_mb(fabric.device), 1),
-            "best_epoch": best,
-            "best_val_miou": history[best - 1]["val_miou"],
-        }
     write_json(folder / "run.json", about)
+
+
+def end_run(folder: Path, fabric: Fabric, history: list[dict]) -> None:
+    """Add to `run.json` what is known at the end."""
+    best = best_epoch(history)
+    about = {
+        "status": "done",
+        "wall_s": round(sum(row["seconds"] for row in history), 1),
+        "images_per_s": round(float(np.median([row["images_per_s"] for row in history])), 2),
+        "peak_memory_mb": round(runs.peak_memory_mb(fabric.device), 1),
+        "best_epoch": best,
+        "best_val_miou": history[best - 1]["val_miou"],
+    }
+    write_json(folder / "run.json", runs.read_run(folder) | about)

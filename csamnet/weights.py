@@ -50,7 +50,7 @@ def ship(folder: Path | str, root: Path | str, out: Path | str = WEIGHTS, *, dev
     text = card(folder, get_dataset(config.dataset, root), change, sum(value.nbytes for value in state.values()))
     with atomic(path.with_suffix(".md")) as about, atomic(path) as tensors:  # both, or none
         about.write_text(text, encoding="utf-8")
-        _write(state, tensors, config)
+        save_weights(state, tensors, config=json.dumps(config.to_dict()))
     return path
 
 
@@ -63,15 +63,11 @@ def _score(model: nn.Module, samples: list, config: RunConfig) -> float:
     return validation_scores(*validate(model, samples, config))["val_miou"]
 
 
-def _write(state: dict[str, Tensor], path: Path, config: RunConfig) -> None:
-    save_weights({name: value.cpu() for name, value in state.items()}, path, config=json.dumps(config.to_dict()))
-
-
 def card(folder: Path | str, entry: Dataset, change: float, size: int) -> str:
     """What a run's weights are, in Markdown; `change` of mIoU by half precision, `size` of the file in bytes."""
     run, summary, config = read_run(folder), read_summary(folder), read_config(folder)
     counts, data = run["data"]["counts"], run["data"]
-    seeds = [seed for seed in find_runs(Path(folder).parents[1], dataset=config.dataset, images=config.images)
+    seeds = [seed for seed in find_runs(Path(folder).resolve().parents[1], dataset=config.dataset, images=config.images)
              if replace(read_config(seed), seed=config.seed) == config and read_summary(seed)]  # fmt: skip
     measured = [read_evaluation(seed) for seed in seeds]
     check_comparable({config.model: measured})
@@ -95,14 +91,8 @@ def card(folder: Path | str, entry: Dataset, change: float, size: int) -> str:
     table = markdown(["what", "these weights"], [[f"**{what}**", text] for what, text in rows.items()])
     use = "Research: trying `csamnet predict` on such images, and a start for training. No diagnosis."
     failures = "\n".join(f"- {line}" for line in weaknesses(folder, entry))
-    parts = [
-        f"# {config.dataset} weights",
-        table,
-        f"**Intended use.** {use}",
-        "**Known failures**, as measured:",
-        failures,
-    ]
-    return "\n\n".join(parts) + "\n"
+    head = f"# {config.dataset} weights\n\n{table}\n\n**Intended use.** {use}"
+    return f"{head}\n\n**Known failures**, as measured:\n\n{failures}\n"
 
 
 def _part(entry: Dataset, counts: dict[str, int]) -> str:
@@ -135,7 +125,7 @@ def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
         told.append(f"Of the smallest eighth (up to {area:.0f} {unit}²) {few} are found, of all {all_}.")
     if pooled["pq"] is not None:
         told.append(
-            f"As objects: {', '.join(f'{TITLES[key]} {show(key, pooled[key])}' for key in ('dq', 'sq', 'pq'))}."
+            "As objects: " + ", ".join(f"{TITLES[key]} {show(key, pooled[key])}" for key in ("dq", "sq", "pq")) + "."
         )
     if found := read_robustness(folder):
         table = found[1].sort_values("miou").iloc[0]

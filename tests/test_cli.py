@@ -111,6 +111,8 @@ def test_predict_writes_five_files_an_image(weights, tmp_path):
         (["train", "MoNuSeg", "--set", "lr=much"], "lr cannot be used"),
         (["train", "MoNuSeg", "--set", "epochs"], "KEY=VALUE"),
         (["train", "MoNuSeg", "--set", "tile=100"], "multiple of 16"),
+        (["train", "MoNuSeg", "--set", "clip=0"], "clip cannot be used"),
+        (["prepare", "MoNuSeg", "--from", ".", "--mpp", "0.5"], "--own MODALITY"),
         (["train", "MoNuSeg", "--seed", "-1"], "seed"),
         (["train", "MoNuSeg", "--root", "nowhere"], "dataset.json"),
         (["prepare", "MoNuSeg", "--from", "nowhere", "--root", "here"], "nowhere"),

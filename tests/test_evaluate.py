@@ -261,6 +261,9 @@ def test_images_that_a_run_has_learned_from_are_refused(run, tree, kumar, tmp_pa
     assert read_json(evaluate(copy, tree, split="val", device="cpu") / "summary.json")["seen"] == 0, "its own"
     with pytest.raises(InputError, match="2 of 2: val0"):
         evaluate(copy, kumar, dataset="Kumar", split="val", device="cpu")
+    (copy / "images.json").write_text('{"train": 3}')
+    with pytest.raises(InputError, match=r"not what csamnet train writes(?s:.*)images\.json"):
+        evaluate(copy, kumar, dataset="Kumar", device="cpu")
     (copy / "images.json").unlink()
     with pytest.raises(InputError, match="2 of 2"):
         evaluate(copy, kumar, dataset="Kumar", device="cpu")

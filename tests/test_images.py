@@ -76,6 +76,9 @@ def test_one_bit(tmp_path):
 def test_white_for_zero_is_how_to_show_it_not_what_a_mask_says(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", GREY, photometric="miniswhite")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], 255 - GREY)
+    few = GREY >> 4  # four bits a pixel
+    tifffile.imwrite(tmp_path / "c.tif", few, photometric="miniswhite", bitspersample=4)
+    np.testing.assert_array_equal(read_image(tmp_path / "c.tif")[..., 0], 15 - few)
     tifffile.imwrite(tmp_path / "b.tif", LABELS.astype(np.uint16), photometric="miniswhite")
     np.testing.assert_array_equal(read_labels(tmp_path / "b.tif"), LABELS)
 

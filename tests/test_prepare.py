@@ -347,7 +347,11 @@ def test_a_data_set_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr("csamnet.datasets.DATASETS", dict(DATASETS))
     entry = get_dataset("Mine", root)
     assert (entry.modality, entry.recipe) == ("ultrasound", DATASETS["DatasetB"].recipe)
+    monkeypatch.setattr("csamnet.datasets.DATASETS", dict(DATASETS))
+    assert not load_split(root, "Mine", "test")[0].touching, "lesions, whatever was asked of it before"
     assert prepare("Mine", source, root) == folder, "once prepared, it is known there"
+    prepare("Mine", source, root, own={"modality": "ultrasound", "mpp": 1.0})
+    assert read_json(folder / "dataset.json")["mpp"] == 1.0, "what is said last"
     with pytest.raises(InputError, match="there is no tree of Mine"):
         prepare("Mine", Path(__file__).parent, root)
 

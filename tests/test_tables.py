@@ -21,8 +21,14 @@ def test_data_are_told_of_in_their_own_words():
     text = tables.about(CARD, LESION)
     assert text.startswith("**Sample data.** 3 training, 1 validation and 2 test images with 1,200 lesions, painted")
     assert "1,200 nuclei" in tables.about(CARD)
-    real = CARD | {"kind": "real", "objects": {}, "source": "a host", "licence": "CC0", "notes": ["one left out"]}
-    expected = "**Measured on real data.** 6 images without annotation; source: a host, licence CC0. One left out."
+    real = CARD | {
+        "kind": "real",
+        "objects": {},
+        "source": "a host",
+        "licence": "CC0",
+        "notes": ["one less of BUSI"],
+    }
+    expected = "**Measured on real data.** 6 images without annotation; source: a host, licence CC0. One less of BUSI."
     assert tables.about(real, LESION) == expected
 
 

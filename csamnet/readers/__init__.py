@@ -44,6 +44,7 @@ def read_release(dataset: Dataset, folders: list[Path], form: str | None = None)
     tree = next((inner for folder in folders if is_tree(inner := innermost(folder))), None)
     options = {"form": form} if form else {}
     release = read_tree(dataset, tree) if tree else READERS[dataset.reader](dataset, folders, **options)
+    release.notes += [f"form: {form}"] if form and not tree else []
     release.sample |= is_sample(folders)
     if tree and dataset.release and not release.sample:
         hold_to_table(dataset, tree, release)
