@@ -129,7 +129,7 @@ def test_the_package_is_small():
     pages, slides = (sum(lines[name] for name in names) for names in (PAGES, SLIDES))
     assert pages < 2500
     assert slides < 900
-    assert sum(lines.values()) - pages - slides < 2950  # 2,500 were meant
+    assert sum(lines.values()) - pages - slides < 2850  # 2,500 were meant
 
 
 def test_functions_are_short():
