@@ -116,7 +116,7 @@ def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
         told.append(f"Dice is below one half on {bad} of {there.sum()} test images with {entry.target[1]}.")
     organs = images[there].groupby("organ")["miou"].agg(["mean", "size"]).sort_values("mean")
     if len(organs) > 1:
-        score, count = show("miou", organs["mean"].iloc[0]), organs["size"].iloc[0]
+        score, count = show("miou", organs["mean"].iloc[0]), int(organs["size"].iloc[0])
         told.append(f"Worst on {organs.index[0]}: mIoU {score}, mean of {count} test image{'s' * (count > 1)}.")
     if (objects := read_objects(folder)) is not None:
         small = objects.nsmallest(max(1, len(objects) // 8), "area")

@@ -124,6 +124,15 @@ def test_weaknesses_are_those_of_the_results(folder, tmp_path):
     assert "As objects: DQ " in text
 
 
+def test_weaknesses_of_real_runs():
+    root = Path(__file__).resolve().parents[1] / "results"
+    busi = weaknesses(root / "BUSI" / "CSAMNet-S-short-seed0", DATASETS["BUSI"])
+    assert busi[0] == "Of 3 test images without lesions, it marks something in 3."
+    assert "on 18 of 43 test images with lesions" in busi[1]
+    monuseg = weaknesses(root / "MoNuSeg" / "CSAMNet-S-cpu-seed0", DATASETS["MoNuSeg"])
+    assert "Worst on breast: mIoU 73.72 %, mean of 2 test images." in monuseg
+
+
 def test_the_command(folder, tree, tmp_path):
     given = ["ship", str(folder), "--root", str(tree), "--out", str(tmp_path), "--device", "cpu"]
     result = CliRunner().invoke(app, given)
