@@ -365,11 +365,13 @@ def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[
     alt = f"{names} of {len(table)} images by organ; by {TITLES[keys[0]]}, lowest first: {', '.join(organs)}."
     figure, axes = panels(alt, 1 + 0.3 * len(organs), source, 1, len(keys), sharey=True)
     for ax, key in zip(axes[0], keys, strict=True):
+        rows = organs.get_indexer(table["organ"])
         if len(table) > MOST:
-            look = {"color": "#9AD0EC", "linecolor": BLACK, "linewidth": 0.8, "fliersize": 1.5, "width": 0.6}
-            sns.boxplot(x=table[key], y=table["organ"], order=organs, ax=ax, **look)
+            parts = [table[key][rows == place].dropna() for place in range(len(organs))]
+            look = {"boxprops": {"facecolor": "#9AD0EC"}, "medianprops": {"color": BLACK}, "flierprops": {"ms": 1.5}}
+            where = {"positions": range(len(organs)), "widths": 0.6, "orientation": "horizontal"}
+            ax.boxplot(parts, patch_artist=True, **where, **look)
         else:
-            rows = organs.get_indexer(table["organ"])
             ax.plot(table[key], rows, "o", color=BLUE, alpha=0.75, markersize=5.5, markeredgecolor="white")
         if pooled.get(key) is not None:
             ax.axvline(pooled[key], color=VERMILLION, linewidth=1)

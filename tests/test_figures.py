@@ -70,6 +70,7 @@ def samples(views) -> dict[str, list]:
             image=lambda v=v: v.image,
             mask=lambda v=v: v.truth,
             labels=lambda v=v, i=i: None if i == 1 else v.labels,
+            touching=True,
         )
         for i, v in enumerate(views)
     ]
@@ -430,11 +431,11 @@ def test_bubbles_are_as_large_as_parameters(draw):
     figure = draw["cost"]()
     (ax,) = figure.axes
     others, _, family, _, *_ = ax.collections
-    assert others.get_offsets().data.tolist() == [[3e9, 0.76], [2e9, 0.79]]  # the largest first; Otsu has none
+    assert others.get_offsets().data.tolist() == [[3, 0.76], [2, 0.79]]  # the largest first; Otsu has none
     sizes = [*others.get_sizes(), *family.get_sizes()]
     np.testing.assert_allclose(np.divide(sizes, sizes[0]), np.divide([3, 2, 1, 5], 3))
     (line,) = ax.lines
-    assert line.get_xydata().tolist() == [[1e9, 0.8], [5e9, 0.81]], "S to M"
+    assert line.get_xydata().tolist() == [[1, 0.8], [5, 0.81]], "S to M"
     assert "SegNet 76.00 %, 3.0 G, 3.0 M" in figure.get_label()
     assert [text.get_text() for text in figure.legends[0].texts] == ["0.3 M", "1 M", "3 M"]
 
