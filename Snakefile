@@ -69,7 +69,7 @@ def source(function):
 def reading(wildcards):
     """What a tree depends on besides the release: the table's entry, and the code that reads it."""
     entry = TABLE[wildcards.dataset]
-    return [repr(entry), source(READERS[entry.reader]), text("csamnet/images.py", "csamnet/prepare.py")]
+    return [repr(entry), source(READERS[entry.reader]), text("csamnet/images.py", "csamnet/slides.py", "csamnet/prepare.py")]
 
 
 def page(wildcards):
@@ -185,7 +185,7 @@ rule experiment:
         runs,
         template="notebooks/{kind}.ipynb",
         manifest=f"{ROOT}/{EXPERIMENT}/manifest.csv",
-        first=f"book/executed/{EXPERIMENT}.ipynb",  # trains the network that the others are held against
+        first=f"book/executed/{EXPERIMENT}.ipynb",  # trains the network that the others are compared with
     output:
         "book/executed/{kind}.ipynb",
     wildcard_constraints:
@@ -321,7 +321,7 @@ rule slide:
         mem_mb=8_000,
         runtime=24 * 60,
     shell:
-        "csamnet slide {input:q} --out {SLIDES_OUT:q} --weights {params.weights:q} {params.options}"
+        "csamnet slide {input:q} --out {SLIDES_OUT:q} --weights {params.weights:q} --workers {threads} {params.options}"
 
 
 rule vendor:

@@ -133,7 +133,7 @@ def main() -> None:
         )
         batch = json.loads(Path(scratch, "out", "progress.json").read_text())["batch"]
         slide = Slide(path)
-        frame = frame_of(slide, model.config, options)
+        frame = frame_of(slide, getattr(model, "mpp", None), options)
         single = alone(model, slide, frame, batch)
         tiles = len(Grid(frame, model.config.tile, model.config.overlap).tiles(*slide.tissue()))
     report(

@@ -84,7 +84,6 @@ class Nuclei:
     frame: Frame
     name: str  # of the slide
     cut: int  # the stored value from which a pixel is foreground
-    min_area: int
     kind: str = "Nucleus"  # the class of the detections
 
     def __call__(self, block: tuple[int, int]) -> None:
@@ -115,7 +114,7 @@ class Nuclei:
         for margin in (MARGIN, FARTHEST):
             low, high = np.maximum(core[0] - margin, 0), np.minimum(core[1] + margin, array.shape)
             values = array[low[0] : high[0], low[1] : high[1]]
-            labels = instances_from_probability(values, threshold=self.cut, min_area=self.min_area)
+            labels = instances_from_probability(values, threshold=self.cut)
             first = _first_pixels(labels)
             place = np.stack(np.divmod(first, labels.shape[1]), 1) + low
             own = ((place >= core[0]) & (place < core[1])).all(1)
@@ -247,7 +246,7 @@ def burden(folder: Path, frame: Frame, cut: int, tissue: np.ndarray, coarse: flo
     count = np.zeros([len(start) for start in starts], np.int64)
     for i, strip in enumerate(_strips(array, cut)):
         if strip.any():
-            sums = np.add.reduceat(strip > 0, starts[1], axis=1, dtype=np.int64)
+            sums = np.add.reduceat(strip > 0, starts[1], axis=1, dtype=np.uint16)  # a copy in int64 would be large
             np.add.at(count, rows[i * CHUNK : i * CHUNK + len(strip)], sums)
     ends = [np.append(start[1:], n) for start, n in zip(starts, array.shape, strict=True)]
     area = np.diff(starts[0], append=array.shape[0])[:, None] * np.diff(starts[1], append=array.shape[1])
@@ -265,11 +264,12 @@ def annotation(slide: Path) -> Path | None:
 def annotated(slide: Path) -> list[np.ndarray]:
     """Outlines (n, 2: x, y at level 0) of cancer in a slide's Aperio XML: all regions, unless it names their classes.
 
-    Without those that cannot be drawn; none where there is no XML. Raises InputError for what is no Aperio XML.
+    Without those that cannot be drawn; none where there is no XML, or one of another program. Raises InputError
+    for what is no XML.
     """
     if not (path := annotation(slide)):
         return []
-    outlines = read_outlines(path)
+    outlines = read_outlines(path, needed=False)
     with suppress(InputError):  # of annotations without classes
         outlines = [outline for number, outline in read_regions(path) if number > 1]
     return [outline for outline in outlines if is_drawable(outline)]
@@ -282,7 +282,8 @@ def inside_outside(fraction: np.ndarray, frame: Frame, cancer: Sequence[np.ndarr
     """
     tops, lefts = (np.arange(n) * frame.cell for n in fraction.shape)
     x0, y0 = frame.on_slide(np.stack(np.broadcast_arrays(lefts, tops[:, None]), -1).reshape(-1, 2)).T
-    x1, y1 = x0 + frame.cell * frame.scale, y0 + frame.cell * frame.scale
+    ends = np.add([x0, y0], frame.cell * frame.scale)
+    x1, y1 = np.minimum(ends, frame.on_slide([[frame.width, frame.height]]).T)
     region = shapely.union_all([shapely.make_valid(shapely.Polygon(points)) for points in cancer])
     share = shapely.area(shapely.intersection(shapely.box(x0, y0, x1, y1), region)) / ((x1 - x0) * (y1 - y0))
     known = ~np.isnan(fraction)

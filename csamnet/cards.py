@@ -46,7 +46,9 @@ def card(entry: Dataset, found: dict | None = None) -> str:
         "resolution": f"{entry.mpp} µm a pixel" if entry.mpp else "",
         "reduced": f"to {entry.longest} pixels on the longer side (our choice)" if entry.longest else "",
         "split": _split(entry),
-        "recipe": "; ".join(f"`{key}` {value}: {REASONS[key]}" for key, value in entry.recipe.items()),
+        "recipe": "; ".join(
+            f"`{key}` {value}: {REASONS.get(key, 'our choice')}" for key, value in entry.recipe.items()
+        ),
     }
     if found:
         kind = "real" if found["kind"] == "real" else "painted sample"
@@ -72,10 +74,10 @@ def _counts(counts: dict[str, int]) -> str:
 def _split(entry: Dataset) -> str:
     if not entry.annotated:
         return "none: there is no annotation, nothing is trained or measured"
-    if entry.drawn:
+    if entry.drawn and entry.validation_rule == Dataset.validation_rule:
         val, test = entry.drawn
         return f"ours, drawn by group: {val:.0%} validation, {test:.0%} test, the rest training"
-    return f"training and test as released; validation: {entry.validation_rule}"
+    return "training and test as released; validation: " * (not entry.drawn) + entry.validation_rule
 
 
 def overview(entries: Iterable[Dataset] = DATASETS.values()) -> str:

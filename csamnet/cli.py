@@ -85,7 +85,7 @@ def prepare(
     name: Annotated[str, typer.Argument(help="Data set, such as MoNuSeg.")],
     source: Annotated[Path, typer.Option("--from", help="The release as downloaded (folder or zip), or a tree.")],
     root: Root = PREPARED,
-    own: Annotated[str | None, typer.Option(help="NAME is a data set of your own, of this modality.")] = None,
+    own: Annotated[str | None, typer.Option(help="NAME is yours: H&E tiles | ultrasound | MRI | CT.")] = None,
     mpp: Annotated[float | None, typer.Option(help="With --own: micrometres a pixel.")] = None,
     form: Annotated[str | None, typer.Option(help="LIDC-IDRI: crops (around nodules) | slices (whole).")] = None,
     allow_partial: Annotated[bool, typer.Option(help="Leave out what cannot be used, and note it.")] = False,
@@ -117,7 +117,7 @@ def train(
     root: Root = PREPARED,
     profile: Annotated[str, typer.Option(help=STEPS)] = "paper",
     seed: Annotated[int, typer.Option(help="Of the initial weights, crops and augmentation.")] = 0,
-    model: Annotated[str | None, typer.Option(help=f"CSAMNet-{'|'.join(SIZES)}, UNet, ...: see config.MODELS")] = None,
+    model: Annotated[str | None, typer.Option(help=f"CSAMNet-{'|'.join(SIZES)}, {', '.join(RIVALS)}")] = None,
     precision: Annotated[str | None, typer.Option(help="auto | bf16 | fp16 | fp32")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the network (worth it on a GPU).")] = False,
     settings: Annotated[list[str], typer.Option("--set", help="Any other setting, KEY=VALUE; repeatable.")] = [],  # noqa: B006
@@ -213,11 +213,15 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
     weights: Annotated[str, typer.Option(help="Run folder, .safetensors file, or name in weights/.")] = "MoNuSeg",
     threshold: Annotated[float | None, typer.Option(help="Probability from which a pixel is foreground.")] = None,
-    mpp: Annotated[float | None, typer.Option(help="Micrometres a pixel, for areas in um2.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Micrometres a pixel of the images: see below.")] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over the eight flips and turns.")] = False,
     device: Device = "auto",
 ):
-    """Segment images: mask PNG, probability TIFF, overlay PNG, nuclei as CSV and as GeoJSON for QuPath."""
+    """Segment images: mask PNG, probability TIFF, overlay PNG, nuclei as CSV and as GeoJSON for QuPath.
+
+    With --mpp, images are resized to the resolution that the weights have learned (0.25 for MoNuSeg, 40x) and
+    results back, and areas are given in um2. Without it they are taken as they are.
+    """
     from csamnet.inference import load, predict_files, target_of
 
     model = load(weights, device)
@@ -239,7 +243,7 @@ def ship(
     """Write a run's weights in half precision, checked against full, with a card."""
     from csamnet.weights import ship
 
-    with console.status(f"Holding half precision of {run.name} against full"):
+    with console.status(f"Comparing half precision of {run.name} with full"):
         path = ship(run, root, out, device=device)
     console.print(path, soft_wrap=True)
 

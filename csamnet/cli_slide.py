@@ -42,9 +42,10 @@ def slide(
     device: Device = "auto",
     devices: Devices = 1,
 ):
-    """Segment whole slides: probability, mask, nuclei, tumour burden, summary. A stopped slide goes on where it was.
+    """Segment whole slides: probability, mask, nuclei, burden (the share of tissue that is mask), summary.
 
-    A plain image that does not say its resolution is taken in its own pixels, unless --mpp says it.
+    A stopped slide goes on where it was. A plain image that does not say its resolution is taken in its own pixels,
+    unless --mpp says it.
     """
     from csamnet.inference import load
     from csamnet.slide_jobs import Options, run_slides, share_slides, write_overview
@@ -52,17 +53,20 @@ def slide(
     options = Options(mpp, at, _region(region), whole, batch, workers, threshold, tta)
     with bar("Slides" if devices > 1 else "Tiles") as tick:
         if devices > 1:
-            rows = share_slides(weights, slides, out, options, device=device, devices=devices, on_slide=tick)
+            hooks = {"on_row": _tell, "on_slide": tick}
+            rows = share_slides(weights, slides, out, options, device=device, devices=devices, **hooks)
         else:
-            rows = run_slides(load(weights, device), slides, out, options, on_tile=tick)
-    for row in rows:
-        if row["status"] == "broken":
-            complain(row["error"])
-        else:
-            console.print(f"{row['folder']}: {row['status']}{_counts(row)}", soft_wrap=True)
+            rows = run_slides(load(weights, device), slides, out, options, on_row=_tell, on_tile=tick)
     write_overview(out)
     if any(row["status"] == "broken" for row in rows):
         raise typer.Exit(2)
+
+
+def _tell(row: dict) -> None:
+    if row["status"] == "broken":
+        complain(row["error"])
+    else:
+        console.print(f"{row['folder']}: {row['status']}{_counts(row)}", soft_wrap=True)
 
 
 def progress(out: Annotated[Path, typer.Argument(help="Folder that csamnet slide writes to, maybe still.")]):
@@ -80,7 +84,7 @@ def progress(out: Annotated[Path, typer.Argument(help="Folder that csamnet slide
 
 
 def _counts(row: dict) -> str:
-    if row.get("cells") == 0:
+    if row.get("squares") == 0:
         return "; hardly any tissue was found: --whole takes all for it"
     if "nuclei" not in row:
         return ""

@@ -43,7 +43,7 @@ A variant is an entry, not a subclass. The rivals' small sizes are for look-alik
 
 
 def experiment(kind: str, profile: str) -> list[str]:
-    """The models of a `comparison` or an `ablation`, the one that the others are held against first.
+    """The models of a `comparison` or an `ablation`, the one that the others are compared with first.
 
     On look-alikes it is size XS against the rivals' small sizes, and parts of XXS. Raises InputError for another kind.
     """
@@ -130,10 +130,6 @@ class RunConfig:
 
     def to_dict(self) -> dict:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> RunConfig:
-        return make_config(**values)
 
 
 PROFILES: dict[str, dict] = {

@@ -145,6 +145,11 @@ def get_dataset(name: str, root: Path | str | None = None) -> Dataset:
     raise InputError(f"unknown data set {name!r}", expected=", ".join(DATASETS), mend=mend)
 
 
+def known_mpp(name: str) -> float | None:
+    """Micrometres a pixel of a data set of the table; None for any other."""
+    return getattr(DATASETS.get(name), "mpp", None)
+
+
 def check_mpp(mpp: float | None) -> None:
     if mpp is not None and not 0 < mpp < 1000:
         raise InputError("impossible pixel size", expected="micrometres a pixel, above 0, below 1000", found=mpp)

@@ -21,8 +21,8 @@ from csamnet.config import MODELS, RunConfig
 from csamnet.data import Sample, load_split, pair, to_input
 from csamnet.datasets import DATASETS
 from csamnet.files import InputError, atomic, write_csv, write_json
-from csamnet.model import CSAMNet, extend, load_strictly, load_weights
-from csamnet.paths import RESULTS
+from csamnet.model import CSAMNet, extend, load_strictly, load_weights, read_about
+from csamnet.paths import RESULTS, WEIGHTS
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -154,17 +154,27 @@ def validation_scores(counts: np.ndarray, histogram: np.ndarray) -> dict[str, fl
 def load_run(folder: Path | str, device: str = "auto") -> tuple[nn.Module, RunConfig]:
     """The trained network of a run folder, in inference mode, and its configuration.
 
-    Raises InputError where the folder is no run, and where its training has not ended.
+    Where its weights are not kept, those are taken that were shipped of it, in half precision. Raises InputError
+    where the folder is no run, where its training has not ended, and where there are no weights of it.
     """
-    config = runs.read_config(folder)
-    if runs.read_run(folder)["status"] != "done":
+    config, run = runs.read_config(folder), runs.read_run(folder)
+    if run["status"] != "done":
         raise InputError("the training has not ended", path=folder, mend="csamnet train goes on where it stopped")
-    model, path = build_model(config), Path(folder) / "weights.safetensors"
-    if not path.exists():
-        mend = "csamnet train makes them anew; those in weights/ are for csamnet predict and csamnet slide"
-        raise InputError("the weights of this run are not kept here", path=path, mend=mend)
+    model, path = build_model(config), find_run_weights(folder)
     load_strictly(model, load_weights(path), path)
     return model.to(pick_device(device), memory_format=torch.channels_last).eval(), config
+
+
+def find_run_weights(folder: Path | str) -> Path:
+    """A run's own weights, or those that `csamnet ship` wrote of it to `weights/`. Raises InputError for neither."""
+    path = Path(folder) / "weights.safetensors"
+    if path.exists():
+        return path
+    run = runs.read_run(folder)
+    shipped = WEIGHTS / f"{run['config'].get('dataset')}.safetensors"
+    if shipped.exists() and read_about(shipped).get("run", "") == run.get("fingerprint"):
+        return shipped
+    raise InputError("the weights of this run are not kept here", path=path, mend="csamnet train makes them anew")
 
 
 def evaluate(
@@ -194,6 +204,7 @@ def evaluate(
     place = next(model.parameters()).device
     config = replace(config, precision=pick_precision(config.precision, place))
     about = {"data": card, "seen": len(seen), "hardware": runs.hardware(place)}
+    about["weights"] = find_run_weights(folder).name
     measured = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
     return write_evaluation(out, measured, config, about | {"fingerprint": fresh})
 
@@ -217,15 +228,13 @@ def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RES
 def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split: str, force: bool = False) -> list[str]:
     """Names of the samples that the run was trained or selected on; its own validation images may be measured.
 
-    A run that does not tell, from before they were kept, is taken not to know its own data set's other splits, and
-    all of another data set. Raises InputError where there are some, unless forced.
+    In its own data set these are also other images of the same groups (patients, slides). Raises InputError where
+    there are some, unless forced.
     """
-    told = runs.read_seen(folder)
-    if told is None:
-        seen = [] if own and split != "train" else [sample.name for sample in samples]
-    else:
-        hashes = set(told["train"]) | (set() if own and split == "val" else set(told["val"]))
-        seen = [sample.name for sample in samples if sample.pixels_sha256 in hashes]
+    told, parts = runs.read_seen(folder), ("train",) if own and split == "val" else ("train", "val")
+    hashes = {one for part in parts for one in told[part]}
+    groups = {one for part in parts for one in told.get("groups", {}).get(part, ()) if own}
+    seen = [sample.name for sample in samples if sample.pixels_sha256 in hashes or sample.group in groups]
     if seen and not force:
         found = f"{len(seen)} of {len(samples)}: {', '.join(seen[:4])}{' ...' if len(seen) > 4 else ''}"
         mend = "another data set or split; csamnet evaluate --force measures all the same, and marks the results"
@@ -266,6 +275,8 @@ def measure(
         rows.append(place | {"height": image.shape[0], "width": image.shape[1]} | row)
         if on_image:
             on_image(done, len(samples))
+    if any(math.isnan(row["n_true"]) for row in rows):
+        objects = []  # of the few images that tell theirs apart, which would be taken for all
     return Measured(rows, histograms, np.array(each, np.uint32), pd.DataFrame(objects, columns=["name", "area", "iou"]))
 
 

@@ -58,10 +58,10 @@ def study(namespace: MutableMapping, say: Callable[[str], None] = print) -> Stud
         if not entry.annotated or entry.target != own.target or entry.name == own.name:
             expected = f"data sets with annotated {own.target[1]}, other than {own.name}"
             raise InputError("others cannot be used", expected=expected, found=entry.name)
+        prepared(replace(config, dataset=entry.name), root)
     curve = train_curve(config, root, results, device, say)
     robustness(curve[-1], root, device=device)
     for entry in others:
-        prepared(replace(config, dataset=entry.name), root)
         evaluate(curve[-1], root, dataset=entry.name, device=device)
     return Study(config, root, results, curve[-1], curve)
 
@@ -103,7 +103,9 @@ def elsewhere(folder: Path) -> str:
     for name, split in found.items():
         summary = read_summary(folder, split)
         scores = [show(key, summary["pooled"][key]) for key in MEASURES]
-        rows.append([name, f"{summary['n']}", *scores, KINDS[summary["data"]["kind"]]])
+        seen = summary.get("seen", 0)
+        status = KINDS[summary["data"]["kind"]] + f", learned from {seen} of these" * bool(seen)
+        rows.append([name, f"{summary['n']}", *scores, status])
     head = ["data set", "images", *(TITLES[key] for key in MEASURES), "status"]
     return markdown(head, rows, "images") if len(rows) > 1 else ""
 

@@ -116,7 +116,8 @@ def _decode(path: Path | str) -> _Stored:
 def _check_size(path: Path | str, pixels: int) -> None:
     if pixels > MAX_PIXELS:
         expected, found = f"{MAX_PIXELS:,} pixels at most", f"{pixels:,}"
-        raise InputError("an image is too large", path=path, expected=expected, found=found, mend="cut it into tiles")
+        mend = "csamnet slide reads slides piece by piece; or cut it into tiles"
+        raise InputError("an image is too large", path=path, expected=expected, found=found, mend=mend)
 
 
 def _decode_tiff(path: Path | str) -> _Stored:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,18 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from PIL import Image
 from skimage.measure import regionprops_table
 from skimage.segmentation import find_boundaries
 from torch import nn
 
-from csamnet.config import RunConfig
-from csamnet.datasets import DATASETS, check_mpp
-from csamnet.evaluate import build_model, pick_device, predictor
+from csamnet.config import RunConfig, make_config
+from csamnet.datasets import DATASETS, check_mpp, known_mpp
+from csamnet.evaluate import build_model, find_run_weights, pick_device, predictor
 from csamnet.files import InputError, printable, write_csv, write_text
 from csamnet.images import as_rgb, read_image, write_image
 from csamnet.instances import OUTLINE, detection, instances_from_probability, outlines
-from csamnet.model import CSAMNet, load_strictly, load_weights
+from csamnet.model import CSAMNet, load_strictly, load_weights, read_about
 from csamnet.paths import WEIGHTS
 
 FILES = ("mask.png", "probability.tif", "overlay.png", "nuclei.csv", "nuclei.geojson")
@@ -37,26 +38,26 @@ class Prediction(NamedTuple):
 
 
 def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
-    """A trained network in inference mode, with the settings it was trained by as its `config`.
+    """A trained network in inference mode: `config` are the settings and `mpp` the um a pixel it was trained by.
 
     Takes a .safetensors file of ours or with the released key names, a run folder, or the name of weights in
     `weights/`. Raises InputError where there are none, where they do not fit, and for any other kind of file:
     nothing is ever unpickled.
     """
     place, path = pick_device(device), find_weights(name_or_path)
-    state = load_weights(path)
-    with safe_open(path, "pt") as stored:
-        about = (stored.metadata() or {}).get("config")
+    state, about = load_weights(path), read_about(path)
     try:
-        config = RunConfig.from_dict(json.loads(about or "{}"))
+        config = make_config(**json.loads(about.get("config", "{}")))
+        mpp = json.loads(about["mpp"]) if "mpp" in about else known_mpp(config.dataset)
+        check_mpp(mpp)
     except (ValueError, TypeError) as error:
         raise InputError("the settings stored with the weights are not ours", path=path, found=error) from None
-    if about:
+    if "config" in about:
         model = build_model(config)
         load_strictly(model, state, path)
     else:
         model = CSAMNet.from_released(path)
-    model.config = config
+    model.config, model.mpp = config, mpp
     return model.to(place, memory_format=torch.channels_last).eval()
 
 
@@ -66,10 +67,7 @@ def find_weights(name_or_path: Path | str) -> Path:
     if str(path) in shipped:
         return shipped[str(path)]
     if path.is_dir():
-        if not (inside := path / "weights.safetensors").exists():
-            mend = "finish the run with csamnet train, or give a .safetensors file"
-            raise InputError("no weights in this folder", path=path, expected=inside.name, mend=mend)
-        return inside
+        return find_run_weights(path)
     if path.exists() or path.suffix or len(path.parts) > 1:
         return path
     expected = " | ".join(shipped) or f"a path: there are none in {WEIGHTS}"
@@ -77,19 +75,43 @@ def find_weights(name_or_path: Path | str) -> Path:
     raise InputError("no weights of this name", expected=expected, found=repr(str(path)), mend=mend)
 
 
-def predict(model: nn.Module, image: np.ndarray, *, min_area: int = 30, **settings) -> Prediction:
+def predict(
+    model: nn.Module, image: np.ndarray, *, mpp: float | None = None, min_area: int = 30, **settings
+) -> Prediction:
     """Foreground of an image, by sliding window with the settings that the network was trained by.
+
+    `mpp` is the image's micrometres a pixel: where the network has learned another resolution, the image is resized
+    to that one, and what is found in it back.
 
     `image` is (H, W) or (H, W, 1, 3 or 4), integers or floats: see `as_rgb`. `settings` replace the stored
     `threshold`, `tile`, `overlap`, `tta`, `batch` or `precision`, None leaving one as it is. InputError where
-    a value is impossible. Nuclei below `min_area` pixels are dropped from `labels`, not from `mask`.
+    a value is impossible. Nuclei below `min_area` pixels, as the network sees them, are dropped from `labels`, not
+    from `mask`.
     """
     changes = {key: value for key, value in settings.items() if value is not None}
     config = replace(getattr(model, "config", RunConfig()), **changes)
-    probability = predictor(model, config)(as_rgb(image))
+    pixels = as_rgb(image)
+    probability = predictor(model, config)(at_resolution(pixels, mpp, getattr(model, "mpp", known_mpp(config.dataset))))
     rule = {"threshold": config.threshold, "min_area": min_area, "touching": touching(config)}
     labels = instances_from_probability(probability, **rule)
+    probability, labels = (resized(values, pixels.shape[:2]) for values in (probability, labels))
     return Prediction(probability, probability >= config.threshold, labels)
+
+
+def at_resolution(pixels: np.ndarray, mpp: float | None, learned: float | None) -> np.ndarray:
+    """(H, W, 3) uint8 resized from `mpp` to `learned`; as it is where one is not known or they are a tenth apart."""
+    check_mpp(mpp)
+    if not mpp or not learned or abs(math.log(mpp / learned)) < 0.1:
+        return pixels
+    return resized(pixels, tuple(max(1, round(side * mpp / learned)) for side in pixels.shape[:2]))
+
+
+def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W, ...) of bytes (cubic), floats (linear) or labels (nearest) as `shape`."""
+    ways = {"u": Image.Resampling.BICUBIC, "f": Image.Resampling.BILINEAR, "i": Image.Resampling.NEAREST}
+    if values.shape[:2] == shape:
+        return values
+    return np.array(Image.fromarray(values).resize(shape[::-1], ways[values.dtype.kind]))
 
 
 def touching(config: RunConfig) -> bool:
@@ -181,15 +203,20 @@ def predict_files(
     """Predict image files and write `out/<stem>_*` for each, and `out/counts.csv`, which is returned.
 
     counts.csv has a row an image: image, name, nuclei, area_px and area_um2 of all nuclei, coverage (the part
-    of the image that is mask). Raises InputError where an image cannot be read or would be written over.
+    of the image that is mask). Raises InputError where an image would be written over, and at the end, when the
+    others are done, where one cannot be read.
     """
-    inputs, names, rows = {Path(path).resolve() for path in paths}, stems(paths), []
+    inputs, names, rows, broken = {Path(path).resolve() for path in paths}, stems(paths), [], []
     for target in (Path(out) / f"{name}_{end}" for name in names for end in FILES):
         if target.resolve() in inputs:
             raise InputError("an image would be written over", path=target, mend="choose another --out")
     for done, (path, name) in enumerate(zip(paths, names, strict=True), 1):
-        image = read_image(path)
-        prediction = predict(model, image, **settings)
+        try:
+            image = read_image(path)
+        except InputError as error:
+            broken.append(error)
+            continue
+        prediction = predict(model, image, mpp=mpp, **settings)
         table = write_prediction(prediction, image, name, out, mpp=mpp, kind=target_of(model)[0].capitalize())
         row = {"image": printable(str(path)), "name": name, "nuclei": len(table), "area_px": table["area_px"].sum()}
         row["area_um2"] = np.nan if mpp is None else table["area_um2"].sum()
@@ -197,5 +224,9 @@ def predict_files(
         if on_image:
             on_image(done, len(names))
     counts = pd.DataFrame(rows)
-    write_csv(Path(out) / "counts.csv", counts)
+    if rows:
+        write_csv(Path(out) / "counts.csv", counts)
+    if broken:
+        what = f"{len(broken)} of {len(paths)} images cannot be used" + "; the others are done" * bool(rows)
+        raise InputError(what, found="\n".join(map(str, broken)))
     return counts

@@ -272,10 +272,11 @@ def image_metrics(
 def pool(rows: Iterable[Mapping], total: np.ndarray) -> dict[str, float]:
     """Measures of a data set as one: counts and sums added over `image_metrics` rows, then the formulae.
 
-    A distance does not pool: hd95 is the mean over the images where it is defined.
+    Those of instances are only defined where every image tells its own apart. A distance does not pool: hd95 is
+    the mean over the images where it is defined.
     """
     table = pd.DataFrame(list(rows))
-    counts, sums = table[[*COUNTS]].sum().to_dict(), table[[*SUMS]].sum(min_count=1).to_dict()
+    counts, sums = table[[*COUNTS]].sum().to_dict(), table[[*SUMS]].sum(skipna=False).to_dict()
     return _measures(counts, total, float(table["hd95"].mean()), sums)
 
 

@@ -16,7 +16,7 @@ from textwrap import shorten
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -495,6 +495,12 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
     if lost := [name for name, value in state.items() if not value.isfinite().all()]:
         raise InputError("weights that are no numbers", path=path, found=f"NaN or infinity in {lost[0]}")
     return state
+
+
+def read_about(path: Path | str) -> dict[str, str]:
+    """The texts that `save_weights` wrote beside the tensors."""
+    with safe_open(path, "pt") as stored:
+        return stored.metadata() or {}
 
 
 def save_weights(state: dict[str, Tensor], path: Path | str, **about: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -338,7 +339,7 @@ def tidy(notebook, dataset: str):
     painted = f"**{KINDS['sample'].capitalize()}"  # as `tables.about` and `about_runs` begin
     sample = any(data.get("text/markdown", "").startswith(painted) for data in shown)
     first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
-    first.source = first.source.replace("This data set", dataset + ", sample data" * sample, 1)
+    first.source = re.sub("[Tt]his data set", dataset + ", sample data" * sample, first.source, count=1)
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         tags = [tag for tag in cell.metadata.get("tags", []) if tag in hidden]

@@ -120,7 +120,7 @@ def assign_splits(dataset: Dataset, records: list[Record]) -> tuple[list[Record]
     What the release says stands. Where it says nothing, and the table gives shares of val and test, they are drawn
     by group. Where only val is missing, it is cut from train: the groups that the table names or, where none of
     these is there, a fifth (at least one of two). A draw is by the hash of the group's name: at random, but the same
-    everywhere.
+    wherever the same groups are there.
     """
     given = {record.split for record in records}
     if given == {None} and dataset.drawn:

@@ -23,12 +23,14 @@ CODE = {
     "train": ("images", "losses", "model", "data", "metrics", "evaluate", "train"),
     "evaluate": ("images", "model", "data", "instances", "metrics", "evaluate"),
     "robustness": ("images", "model", "data", "instances", "metrics", "evaluate", "robustness"),
-    "slide": ("images", "model", "data", "instances", "evaluate", "slides", "burden", "stream", "slide_jobs"),
+    "stream": ("images", "model", "data", "evaluate", "slides", "burden", "stream"),
+    "slide": ("images", "model", "data", "evaluate", "slides", "burden", "stream", "instances", "slide_jobs"),
 }
-"""The files whose change makes a training, an evaluation or a slide's results stale."""
+"""The files whose change makes a training, an evaluation, a slide's probability or its other results stale."""
 
 SEEN = "images.json"
-"""In a run folder: what it was trained on and selected on, split -> hash of an image's pixels -> its name."""
+"""In a run folder: what it was trained on and selected on, split -> hash of an image's pixels -> its name; and under
+`groups`, split -> their patients or slides."""
 
 LIBRARIES = ("torch", "lightning-fabric", "numpy", "scipy", "scikit-image", "safetensors")
 
@@ -155,11 +157,11 @@ def measured_in(folder: Path | str, dataset: str | None, split: str) -> Path:
     return Path(folder) / (split if own else f"{dataset}-{split}")
 
 
-def read_seen(folder: Path | str) -> dict[str, dict[str, str]] | None:
-    """The images that a run was trained and selected on (see SEEN); None for a run from before they were kept."""
+def read_seen(folder: Path | str) -> dict[str, dict]:
+    """The images that a run was trained and selected on, and under `groups` their groups (see SEEN)."""
     path = Path(folder) / SEEN
-    seen = read_json(path) if path.exists() else None
-    if seen is not None and not all(isinstance(seen.get(split), dict) for split in ("train", "val")):
+    seen = read_json(path)
+    if not all(isinstance(seen.get(split), dict) for split in ("train", "val")):
         raise InputError("not what csamnet train writes", path=path, expected="hashes of train and val")
     return seen
 

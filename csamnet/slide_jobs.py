@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import repeat
 from multiprocessing import get_context
@@ -18,13 +19,12 @@ from typing import NamedTuple
 
 import filelock
 import numpy as np
-import openslide
 import pandas as pd
 import torch
 import zarr
 from torch import nn
 
-from csamnet.burden import (  # fmt: skip
+from csamnet.burden import (
     CHUNK,
     STEPS,
     Frame,
@@ -38,13 +38,23 @@ from csamnet.burden import (  # fmt: skip
     write_mask,
 )
 from csamnet.config import RunConfig
-from csamnet.datasets import DATASETS
-from csamnet.evaluate import pick_device, pick_precision
-from csamnet.files import InputError, atomic, printable, read_json, sha256_array, sha256_file, write_csv, write_json
+from csamnet.datasets import known_mpp
+from csamnet.evaluate import pick_device
+from csamnet.files import (
+    InputError,
+    atomic,
+    printable,
+    read_json,
+    sha256_array,
+    sha256_file,
+    write_csv,
+    write_json,
+    write_text,
+)
 from csamnet.inference import load, stems, target_of
 from csamnet.processes import fresh_processes
 from csamnet.results import code_sha256
-from csamnet.slides import Slide
+from csamnet.slides import Slide, find_tissue
 from csamnet.stream import Clock, Grid, Network, infer
 
 TILE_BYTES = 1 << 28  # of a GPU's memory that a tile may take
@@ -65,23 +75,39 @@ class Options(NamedTuple):
     workers: int = 1
     threshold: float | None = None
     tta: bool = False  # mean over eight flips and turns; else as the weights' run did
-    min_area: int = 30
 
 
-def run_slides(model: nn.Module, paths: Sequence[Path | str], out: Path | str, options: Options, **hooks) -> list[dict]:
+def run_slides(
+    model: nn.Module,
+    paths: Sequence[Path | str],
+    out: Path | str,
+    options: Options,
+    *,
+    on_row: Callable[[dict], None] = lambda row: None,
+    on_tile: Callable[[int, int], None] = lambda done, all_: None,
+) -> list[dict]:
     """Run slides one after another, each into `out/<stem>/`; a row a slide: slide, folder, status, and its summary.
 
     A status is done, already done, or at work elsewhere; or for a slide that cannot be used `broken`, with its error.
     """
     check(options, out)
-    weights = _weights_sha256(model)
-    return [_row(model, path, folder, options, weights, **hooks) for path, folder in _folders(paths, out).items()]
+    weights, rows = _weights_sha256(model), []
+    for path, folder in _folders(paths, out).items():
+        rows.append(_row(model, path, folder, options, weights, on_tile=on_tile))
+        on_row(rows[-1])
+    return rows
 
 
 def _folders(paths: Sequence[Path | str], out: Path | str) -> dict[Path, Path]:
-    """Slide -> folder of its results; a slide that is given twice has one."""
-    slides = list({Path(path).resolve(): Path(path) for path in paths}.values())
-    return {slide: Path(out) / stem for slide, stem in zip(slides, stems(slides), strict=True)}
+    """Slide -> folder of its results; a slide that is given twice, or as several DICOM files, has one."""
+    slides: dict[str, Path] = {}
+    for path in map(Path, paths):
+        key = str(path.resolve())
+        if path.suffix.lower() == ".dcm":
+            with suppress(InputError):  # it is reported when its turn comes
+                key = Slide(path).identity
+        slides.setdefault(key, path)
+    return {slide: Path(out) / stem for slide, stem in zip(slides.values(), stems([*slides.values()]), strict=True)}
 
 
 def check(options: Options, out: Path | str) -> None:
@@ -102,6 +128,7 @@ def share_slides(
     *,
     device: str = "auto",
     devices: int = 2,
+    on_row: Callable[[dict], None] = lambda row: None,
     on_slide: Callable[[int, int], None] = lambda done, all_: None,
 ) -> list[dict]:
     """`run_slides` by as many processes as `devices`, each on one of its own; a process that is free takes a slide.
@@ -121,6 +148,7 @@ def share_slides(
             jobs = pool.map(_shared, folders, folders.values(), repeat(options), repeat(weights))
             for done, row in enumerate(jobs, 1):
                 rows.append(row)
+                on_row(row)
                 on_slide(done, len(folders))
     except BrokenProcessPool:
         mend = "the same command goes on where they were; it may need fewer devices or smaller batches"
@@ -143,22 +171,31 @@ def _shared(path: Path, folder: Path, options: Options, weights: str) -> dict:
 
 
 def _row(model: nn.Module, path: Path, folder: Path, options: Options, weights: str, **hooks) -> dict:
-    row = {"slide": str(path), "folder": str(folder)}
+    row, told = {"slide": str(path), "folder": str(folder)}, folder.with_name(f"{folder.name}.error.txt")
     try:
+        told.unlink(missing_ok=True)
         return row | run_slide(model, path, folder, options, weights=weights, **hooks)
     except InputError as error:
-        return row | {"status": "broken", "error": str(error)}
-    except OSError as error:
-        return row | {"status": "broken", "error": f"{error.strerror or error}\n  file: {error.filename or path}"}
+        text = str(error)
+    except (OSError, RuntimeError, MemoryError) as error:
+        mend = "if it is for want of memory: --batch 1, fewer --workers; the same command goes on where it was"
+        text = f"{error or 'no memory'}\n  file: {path}\n  mend: {mend}"
+    with suppress(OSError):
+        write_text(told, text + "\n")
+    return row | {"status": "broken", "error": text}
 
 
 def overview(out: Path | str) -> pd.DataFrame:
     """A row a slide that was begun in `out`: `folder`, `status`, `done` (share of its rows), `seconds`, its summary.
 
-    A status is done, at work, stopped or unreadable. Raises InputError where there is no folder of a slide.
+    A status is done, at work, stopped or unreadable; or of a slide that could not be used broken, with its `error`.
+    Raises InputError where there is no folder of a slide.
     """
-    rows = []
-    for path in sorted(Path(out).glob("*/progress.json")):
+    told = {path.name.removesuffix(".error.txt"): path for path in sorted(Path(out).glob("*.error.txt"))}
+    rows = [
+        {"folder": name, "status": "broken", "error": path.read_text().split("\n")[0]} for name, path in told.items()
+    ]
+    for path in (path for path in sorted(Path(out).glob("*/progress.json")) if path.parent.name not in told):
         row = {"folder": path.parent.name, "status": "unreadable"}
         try:
             job = read_job(path)
@@ -210,7 +247,7 @@ def read_summary(folder: Path) -> dict | None:
 
 def write_overview(out: Path | str) -> None:
     """`overview` as slides.csv beside the folders."""
-    if any(Path(out).glob("*/progress.json")):
+    if any(Path(out).glob("*/progress.json")) or any(Path(out).glob("*.error.txt")):
         write_csv(Path(out) / "slides.csv", overview(out))
 
 
@@ -234,7 +271,7 @@ def run_slide(
     config = replace(config, tta=options.tta or config.tta)
     config = config if options.threshold is None else replace(config, threshold=options.threshold)
     slide = Slide(path, options.mpp)
-    frame = frame_of(slide, config, options)
+    frame = frame_of(slide, getattr(model, "mpp", known_mpp(config.dataset)), options)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", timeout=1):  # `overview` takes it for a moment
@@ -247,14 +284,16 @@ def run_slide(
         return {"status": "at work elsewhere"}
 
 
-def frame_of(slide: Slide, config: RunConfig, options: Options) -> Frame:
-    """The frame that is asked for. A plain image that does not say its resolution is taken as it is.
+def frame_of(slide: Slide, learned: float | None, options: Options) -> Frame:
+    """The frame that is asked for; without `options.at` in the resolution that was `learned`, micrometres a pixel.
 
-    Raises InputError where the resolution of a slide is not known, and for a region that is not on the slide.
+    A plain image that does not say its resolution is taken as it is. Raises InputError where the resolution of a
+    slide or of the weights is not known, and for a region that is not on the slide.
     """
-    learned = DATASETS[config.dataset].mpp if config.dataset in DATASETS else None
-    plain = openslide.OpenSlide.detect_format(slide.path) is None
-    mpp = (None if plain and slide.mpp is None else learned) if options.at is None else options.at
+    if learned is options.at is None and slide.mpp and not slide.plain:
+        expected, mend = "the resolution to work at", f"--at {slide.mpp:.3g} works at the slide's own"
+        raise InputError("the weights do not say what they have learned", path=slide.path, expected=expected, mend=mend)
+    mpp = (None if slide.plain and slide.mpp is None else learned) if options.at is None else options.at
     scale = slide.scale(mpp)
     x, y, width, height = options.region or (0, 0, *slide.size)
     if min(x, y, width - 1, height - 1) < 0 or x + width > slide.size[0] or y + height > slide.size[1]:
@@ -266,21 +305,25 @@ def frame_of(slide: Slide, config: RunConfig, options: Options) -> Frame:
 
 def _weights_sha256(model: nn.Module) -> str:
     hashes = {key: sha256_array(value.cpu().numpy()) for key, value in model.state_dict().items()}
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    return _sha256([hashes])
 
 
 def _begin(
     model: nn.Module, slide: Slide, frame: Frame, folder: Path, config: RunConfig, options: Options, weights: str
 ) -> dict:
-    """The state of a folder's job, from its progress.json where that is of the same job; what is stale is removed."""
-    device, path, file = next(model.parameters()).device, folder / "progress.json", slide.path.stat()
-    keys = ("tile", "overlap", "threshold", "tta")
-    settings = {key: getattr(config, key) for key in keys} | {"precision": pick_precision(config.precision, device)}
-    settings |= {"whole": options.whole, "min_area": options.min_area, "frame": asdict(frame), "weights": weights}
-    settings |= {"bytes": file.st_size, "changed": file.st_mtime_ns, "code": code_sha256("slide", config.model)}
-    identity, xml = slide.identity, annotation(slide.path)
-    outlined = sha256_file(xml) if xml else ""
-    fingerprint = hashlib.sha256(json.dumps([identity, settings], sort_keys=True).encode()).hexdigest()
+    """The state of a folder's job, from its progress.json where that is of the same job; what is stale is removed.
+
+    Where only what follows the probability is stale, such as the threshold, the probability stays.
+    """
+    path, file, identity, xml = folder / "progress.json", slide.path.stat(), slide.identity, annotation(slide.path)
+    settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "precision")}
+    settings |= {"whole": options.whole, "frame": asdict(frame), "weights": weights, "bytes": file.st_size}
+    settings |= {"code": code_sha256("stream", config.model)}
+    if identity == str(slide.path.resolve()):  # else it is a hash of what the slide holds
+        settings |= {"changed": file.st_mtime_ns}
+    inference = _sha256([identity, settings])
+    settings |= {"threshold": config.threshold}
+    fingerprint, outlined = _sha256([inference, settings, code_sha256("slide")]), sha256_file(xml) if xml else ""
     job = read_job(path) if path.exists() else {"identity": identity, "fingerprint": None}
     if job["identity"] != identity:
         expected, found = f"results of {slide.path}", "those of another slide, or of a file that was replaced"
@@ -292,14 +335,23 @@ def _begin(
         if job.get("annotation") != outlined or not whole:
             job |= {"status": "begun", "annotation": outlined}
         return job
-    for name in OURS:
+    kept = {"probability.zarr"} if job.get("inference") == inference else set()
+    if not kept:
+        batch = options.batch or fitting_batch(next(model.parameters()).device, config.batch)
+        job = {"identity": identity, "inference": inference, "batch": batch, "rows": 0, "seconds": 0}
+    job |= {"status": "begun", "fingerprint": fingerprint, "annotation": outlined, "settings": settings}
+    write_json(path, job | {"inference": None, "fingerprint": None})  # should the removal be stopped
+    for name in OURS - kept - {path.name}:
         _remove(folder / name)
-    _create(folder, frame)
-    batch = options.batch or fitting_batch(device, config.batch)
-    job = {"status": "begun", "identity": identity, "fingerprint": fingerprint, "annotation": outlined}
-    job |= {"batch": batch, "rows": 0, "seconds": 0, "settings": settings}
+    if not (folder / "probability.zarr").exists():
+        job["rows"] = 0
+        _create(folder, frame)
     write_json(path, job)
     return job
+
+
+def _sha256(parts: list) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _sweep(folder: Path, *, kept: bool) -> None:
@@ -352,14 +404,15 @@ def _work(
     began, before, cut = time.perf_counter(), job["seconds"], round(config.threshold * STEPS)
     cancer = annotated(slide.path)
     grid = Grid(frame, config.tile, config.overlap)
-    tissue, coarse = (np.ones((1, 1), bool), max(slide.size)) if options.whole else slide.tissue()
+    picture, coarse = slide.thumbnail(), slide.coarseness()
+    tissue, coarse = (np.ones((1, 1), bool), max(slide.size)) if options.whole else (find_tissue(picture), coarse)
     tiles = grid.tiles(tissue, coarse)
 
     def keep(rows: int) -> None:
         job.update(rows=rows, seconds=before + time.perf_counter() - began)
         write_json(folder / "progress.json", job)
 
-    network = Network(model, config.tile, config.precision, config.tta)
+    network = Network(model, config.tile, config.precision, config.tta, most=options.batch)
     array = zarr.open_array(folder / "probability.zarr")
     with clock("inference"):
         if job["rows"] < frame.height:
@@ -368,7 +421,7 @@ def _work(
     with clock("post-processing"):
         blocks = blocks_of(tiles, grid.tile, frame)
         kind = target_of(model)[0].capitalize()
-        find = Nuclei(folder, frame, printable(folder.name), cut, options.min_area, kind)
+        find = Nuclei(folder, frame, printable(folder.name), cut, kind)
         if options.workers > 1:
             with fresh_processes(options.workers) as pool:
                 deque(pool.map(find, blocks), 0)
@@ -380,7 +433,7 @@ def _work(
     summary = _summary(slide, frame, fraction, foreground, count, frame.share_of(tissue, coarse))
     summary |= inside_outside(fraction, frame, cancer) if cancer else {}
     with clock("figures"):
-        _draw(slide, frame, folder, tissue, fraction, cancer)
+        _draw(slide, frame, folder, picture, tissue, fraction, cancer)
     keep(frame.height)
     summary |= {"seconds": job["seconds"]}
     write_csv(folder / "summary.csv", pd.DataFrame([summary]))
@@ -400,12 +453,12 @@ def _summary(slide: Slide, frame: Frame, fraction: np.ndarray, foreground: int, 
         "nuclei": count,
         "nuclei_per_mm2": count / mm2 if mm2 else np.nan,
         "area_fraction": foreground / pixels if pixels else np.nan,
-        "cells": int(np.count_nonzero(~np.isnan(fraction))),
+        "squares": int(np.count_nonzero(~np.isnan(fraction))),
         "burden": float(np.nanmean(fraction)) if not np.isnan(fraction).all() else np.nan,
     }
 
 
-def _draw(slide: Slide, frame: Frame, folder: Path, tissue: np.ndarray, fraction: np.ndarray, cancer: list) -> None:
+def _draw(slide: Slide, frame: Frame, folder: Path, picture, tissue, fraction: np.ndarray, cancer: list) -> None:
     """burden.npy, burden.csv and burden.png, and report.png."""
     from csamnet.slide_figures import burden_map, report, save_png
 
@@ -416,6 +469,6 @@ def _draw(slide: Slide, frame: Frame, folder: Path, tissue: np.ndarray, fraction
     corners = frame.on_slide(np.stack([columns, rows], 1) * frame.cell)
     write_csv(folder / "burden.csv", table.assign(x=corners[:, 0], y=corners[:, 1]))
     outlines = [(points - slide.offset - frame.corner) / frame.scale for points in cancer]
-    picture, coarse = slide.thumbnail(), slide.coarseness()
-    save_png(burden_map(fraction, frame, outlines, slide.path.name), folder / "burden.png")
-    save_png(report(picture, coarse, tissue, frame, fraction, outlines, slide.path.name), folder / "report.png")
+    last = fraction, outlines, slide.path.name
+    save_png(burden_map(last[0], frame, *last[1:]), folder / "burden.png")
+    save_png(report(picture, slide.coarseness(), tissue, frame, *last), folder / "report.png")

@@ -50,6 +50,10 @@ class Slide:
             self.mpp = float(said) if 0.02 <= said <= 20 else mpp
 
     @property
+    def plain(self) -> bool:
+        return self._slide is None
+
+    @property
     def identity(self) -> str:
         """The same for all files of one slide, such as those of a DICOM series."""
         about = self._slide.properties if self._slide else {}

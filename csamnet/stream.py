@@ -81,7 +81,7 @@ def reader(slide: Slide, grid: Grid) -> Callable[[tuple[int, int]], np.ndarray]:
     """Reads the pixels of a tile (h, w, 3) uint8, less where the frame ends; each part of a slide is decoded once."""
     frame = grid.frame
 
-    @lru_cache(maxsize=2 * ceil(frame.width / CELL) + 4 * READERS)
+    @lru_cache(maxsize=(ceil(grid.tile / CELL) + 1) * ceil(frame.width / CELL) + 4 * READERS)
     def cell(row: int, column: int) -> np.ndarray:
         y, x = row * CELL, column * CELL
         at = frame.corner[0] + x * frame.scale, frame.corner[1] + y * frame.scale
@@ -104,8 +104,8 @@ def reader(slide: Slide, grid: Grid) -> Callable[[tuple[int, int]], np.ndarray]:
 class Network:
     """A model on batches of tiles; where the device runs out of memory, batches are run in halves from then on."""
 
-    def __init__(self, model: nn.Module, tile: int, precision: str, tta: bool = False):
-        self.model, self.tile, self.precision, self.tta, self.most = model.eval(), tile, precision, tta, 1 << 30
+    def __init__(self, model: nn.Module, tile: int, precision: str, tta: bool = False, most: int | None = None):
+        self.model, self.tile, self.precision, self.tta, self.most = model.eval(), tile, precision, tta, most or 1 << 30
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()

@@ -188,7 +188,8 @@ def datasets_against_paper(results: Path | str | None = None, folder: Path = PUB
         entry = get_dataset(row["dataset"].removesuffix(" WSIs"))
         runs = [read_run(run) for run in find_runs(results or RESULTS, dataset=entry.name)]
         counts = next((run["data"]["counts"] for run in runs if run["data"]["kind"] == "real"), None)
-        found = f"{sum(counts.values())} used" if counts else ""
+        unit = entry.forms[0] if entry.forms else "tiles" if entry.modality == "H&E slides" else "images"
+        found = f"{sum(counts.values()):,} {unit}" if counts else ""
         status = KINDS["real"] if counts else "*not run*"
         rows.append([row["dataset"], row["images"], row["objects"], found, status, row["note"]])
     return markdown(["data set", "images, paper", "objects, paper", "images, ours", "status", "what to know"], rows)
@@ -259,7 +260,7 @@ def verdict(table: pd.DataFrame, reference: str, level: float = LEVEL) -> str:
     rows = table.set_index("model")
     own, others = rows["miou_mean"][reference], rows.drop(reference)
     if others.empty:
-        return f"Only {reference} was run: there is nothing yet to hold it against."
+        return f"Only {reference} was run: there is nothing to compare it with yet."
     told = others[others["miou_p"] < level]
     better, worse = (sorted(told.index[told["miou_mean"] > own]), sorted(told.index[told["miou_mean"] < own]))
     images, count, open_ = rows["images"][reference], len(others), len(others) - len(told)

@@ -38,7 +38,9 @@ def command(function: Callable) -> Callable:
         except RuntimeError as error:
             if "out of memory" not in str(error) and "not enough memory" not in str(error):
                 raise
-            complain("there is not enough memory\n  mend: a smaller batch or tile: --set batch=4, --set tile=128")
+            mends = {"train": "--set batch=4, --set tile=128", "slide": "--batch 1"}
+            mend = mends.get(function.__name__, "smaller images, --device cpu, or csamnet slide, which reads in pieces")
+            complain(f"there is not enough memory\n  mend: {mend}")
         except OSError as error:
             complain(f"{error.strerror or error}" + (f"\n  file: {error.filename}" if error.filename else ""))
         raise typer.Exit(2)

@@ -1,7 +1,8 @@
 """Training: `train` sets up and goes through the epochs, `train_epoch` is the loop over steps.
 
 Everything random in step `s` on process `r` follows from (seed, s, r) alone, so a run that was killed goes on from
-its last checkpoint and ends with the same bits as one that was not.
+its last checkpoint and ends with the same bits as one that was not (in fp16, where the scale of the loss is not
+kept, with nearly the same).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -28,10 +29,11 @@ from torch.optim.swa_utils import update_bn
 from csamnet import results as runs
 from csamnet.config import RunConfig
 from csamnet.data import Atlas, draw_images, load_split
+from csamnet.datasets import get_dataset
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
 from csamnet.files import InputError, write_csv, write_json
 from csamnet.losses import segmentation_loss
-from csamnet.model import save_weights
+from csamnet.model import read_about, save_weights
 from csamnet.paths import RESULTS
 
 FABRIC_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
@@ -92,7 +94,7 @@ def train(
                 on_epoch(row)
 
     if fabric.is_global_zero:
-        checkpoint.finish(config)
+        checkpoint.finish(config, get_dataset(config.dataset, root).mpp)
         end_run(folder, fabric, history)
     fabric.barrier()
     return folder
@@ -109,7 +111,9 @@ def begin(folder: Path, samples: dict[str, list], *, anew: bool) -> None:
     for pattern in ("weights.safetensors", "*/summary.json", "robustness-*.json") if anew else ():
         for old in folder.glob(pattern):
             old.unlink()
-    write_json(folder / runs.SEEN, {split: {s.pixels_sha256: s.name for s in of} for split, of in samples.items()})
+    seen = {split: {sample.pixels_sha256: sample.name for sample in of} for split, of in samples.items()}
+    seen["groups"] = {split: sorted({sample.group for sample in of}) for split, of in samples.items()}
+    write_json(folder / runs.SEEN, seen)
 
 
 def train_epoch(fabric: Fabric, model, network: nn.Module, ema: nn.Module, optimizer, atlas: Atlas,
@@ -241,10 +245,10 @@ class Checkpoint:
         tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
         save_weights(tensors, self.path, fingerprint=self.fingerprint, history=json.dumps(history))
 
-    def finish(self, config: RunConfig) -> None:
+    def finish(self, config: RunConfig, mpp: float | None) -> None:
         """Write the best weights, and remove the checkpoint with what a kill may have left half-written of it."""
-        about = json.dumps(config.to_dict())
-        save_weights(self.best, self.path.with_name("weights.safetensors"), config=about)
+        about = {"config": json.dumps(config.to_dict()), "mpp": json.dumps(mpp), "run": self.fingerprint}
+        save_weights(self.best, self.path.with_name("weights.safetensors"), **about)
         for path in self.path.parent.glob("*checkpoint.*"):
             path.unlink()
 
@@ -259,8 +263,7 @@ class Checkpoint:
                              mend="remove it: the training then starts from the beginning") from None  # fmt: skip
 
     def _load(self) -> list[dict]:
-        with safe_open(self.path, "pt") as stream:
-            about = stream.metadata()
+        about = read_about(self.path)
         if about["fingerprint"] != self.fingerprint:
             return []
         tensors = load_file(self.path)

@@ -45,7 +45,7 @@ def test_a_recipe_yields_to_what_is_asked():
     assert (lung.tile, lung.stain, lung.foreground) == (128, 0, 0.5)
     assert (usual.tile, usual.stain, usual.foreground) == (RunConfig.tile, RunConfig.stain, 0)
     assert make_config("paper", dataset="LIDC-IDRI", tile=256).tile == 256
-    assert RunConfig.from_dict(lung.to_dict()) == lung
+    assert make_config(**lung.to_dict()) == lung
 
 
 @pytest.mark.parametrize("name", DATASETS)

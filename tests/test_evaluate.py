@@ -20,6 +20,7 @@ from torch import nn
 from csamnet.data import load_split, to_input
 from csamnet.evaluate import (
     evaluate,
+    known_images,
     load_run,
     measure,
     pick_device,
@@ -265,8 +266,20 @@ def test_images_that_a_run_has_learned_from_are_refused(run, tree, kumar, tmp_pa
     with pytest.raises(InputError, match=r"not what csamnet train writes(?s:.*)images\.json"):
         evaluate(copy, kumar, dataset="Kumar", device="cpu")
     (copy / "images.json").unlink()
-    with pytest.raises(InputError, match="2 of 2"):
+    with pytest.raises(InputError, match=r"missing(?s:.*)images\.json"):
         evaluate(copy, kumar, dataset="Kumar", device="cpu")
+
+
+def test_other_images_of_a_patient_that_a_run_has_learned_from_are_refused(run, tree, tmp_path):
+    """As where a data set was prepared anew, otherwise: no pixel is the same."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    told, samples = read_json(copy / "images.json"), load_split(tree, "MoNuSeg", "test")
+    assert told["groups"]["train"] == sorted({sample.group for sample in load_split(tree, "MoNuSeg", "train")})
+    assert known_images(copy, samples, own=True, split="test") == []
+    write_json(copy / "images.json", told | {"groups": {"train": [samples[0].group], "val": []}})
+    with pytest.raises(InputError, match=f"1 of {len(samples)}: {samples[0].name}"):
+        known_images(copy, samples, own=True, split="test")
+    assert known_images(copy, samples, own=False, split="test") == [], "elsewhere a name is no patient"
 
 
 def test_subsets_are_measured_apart(run, kumar, tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ def test_templates_are_clean(path):
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     assert all(cell.source.count("\n") < 16 for cell in code)
     assert all(cell.metadata.keys() <= {"tags"} for cell in notebook.cells)  # no label to be repeated
-    assert "This data set" in notebook.cells[0].source.splitlines()[0]
+    assert "this data set" in notebook.cells[0].source.splitlines()[0].lower()
     headings = [c for c in notebook.cells if c.cell_type == "markdown" and c.source.startswith("# ")]
     assert len(headings) == 1
     assert "widgets" not in notebook.metadata

@@ -239,6 +239,12 @@ def test_zips_beside_each_other_and_a_zip_of_a_tree(tmp_path):
     assert names(read_release(MONUSEG, folders)) == {"one": "train", "two": "test"}
     assert sorted(path.name for path in (tmp_path / "downloads").iterdir()) == ["TestData.zip", "first.zip"]
 
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        for path in (tmp_path / "downloads").iterdir():
+            packed.write(path, path.name)
+    folders = unpack(tmp_path / "all.zip", tmp_path / "scratch1")
+    assert names(read_release(MONUSEG, folders)) == {"one": "train", "two": "test"}, "as hosts pack it"
+
     write_image(tmp_path / "tree/train/img/a.png", np.zeros((2, 2), np.uint8))
     write_image(tmp_path / "tree/train/mask/a.png", np.zeros((2, 2), np.uint8))
     with zipfile.ZipFile(tmp_path / "tree.zip", "w") as packed:

@@ -15,7 +15,7 @@ from tiny import settings
 
 from csamnet import config as configurations
 from csamnet import results
-from csamnet.config import MODELS, RunConfig, make_config
+from csamnet.config import MODELS, make_config
 from csamnet.files import InputError
 from csamnet.results import (
     CODE,
@@ -80,7 +80,7 @@ def test_code_counts_and_what_only_explains_it_does_not(code, step):
 def test_fingerprint_has_configuration_network_data_and_code(code, monkeypatch):
     config = settings()
     same = fingerprint(config, "data")
-    assert fingerprint(RunConfig.from_dict(config.to_dict()), "data") == same
+    assert fingerprint(make_config(**config.to_dict()), "data") == same
     others = [
         fingerprint(settings(lr=1e-4), "data"),
         fingerprint(config, "other"),
@@ -156,7 +156,7 @@ def test_profiles_and_changes():
     assert make_config("short").steps == 800
     for profile in configurations.PROFILES:
         config = make_config(profile)
-        assert RunConfig.from_dict(config.to_dict()) == config
+        assert make_config(**config.to_dict()) == config
     assert make_config("sample", lr=1e-4).lr == 1e-4
 
 

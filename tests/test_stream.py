@@ -65,7 +65,7 @@ def whole(slide: Slide, model: Dark, **changes) -> np.ndarray:
 
 
 def frame(slide: Slide) -> Frame:
-    return slide_jobs.frame_of(slide, RunConfig(), WHOLE)
+    return slide_jobs.frame_of(slide, 0.25, WHOLE)
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (129, 500), (700, 131), (640, 1100), (90, 300), (60, 70)])
@@ -156,7 +156,7 @@ def test_nuclei_in_blocks_are_those_of_one_piece(tmp_path, monkeypatch, count):
     folder = stored(tmp_path / "a", values)
     blocks = [(y, x) for y in range(4) for x in range(5)]
     for block in blocks:
-        Nuclei(folder, about, "a", 5000, 30)(block)
+        Nuclei(folder, about, "a", 5000)(block)
     labels = instances_from_probability(values, threshold=5000, min_area=30)
     assert burden.write_geojson(folder, blocks) == labels.max() > 80
     expected = [shapely.Polygon(points * 1.5 + (13, 24)) for _, points in outlines(labels)]
@@ -174,7 +174,7 @@ def test_a_nucleus_larger_than_the_margin_is_counted_once(tmp_path, monkeypatch)
     folder = stored(tmp_path / "a", values)
     blocks = [(y, x) for y in range(5) for x in range(4)]
     for block in blocks:
-        Nuclei(folder, Frame((0, 0), (0, 0), 400, 500, 1, None), "a", 5000, 30)(block)
+        Nuclei(folder, Frame((0, 0), (0, 0), 400, 500, 1, None), "a", 5000)(block)
     assert burden.write_geojson(folder, blocks) == 1
     assert polygons(folder)[0].area == pytest.approx(380 * 210, abs=4)
 
@@ -276,7 +276,94 @@ def test_what_a_slide_leaves(tmp_path, model, path):
     assert again["nuclei"] == got["nuclei"]
     assert (folder / "mask.ome.tiff").stat().st_mtime_ns == when
     assert run_slide(model, path, folder, Options(at=0.5, batch=3, threshold=0.7))["status"] == "done"
-    assert everything(folder)["mask.ome.tiff"] != kept["mask.ome.tiff"]
+    changed = everything(folder)
+    assert changed["mask.ome.tiff"] != kept["mask.ome.tiff"]
+    assert [changed[name] == kept[name] for name in kept if name.startswith("probability.zarr/c")]
+
+
+def test_another_threshold_leaves_the_probability(tmp_path, model, path, monkeypatch):
+    first = run_slide(model, path, tmp_path / "a" / "slide", WHOLE)
+    new = run_slide(model, path, tmp_path / "b" / "slide", WHOLE._replace(threshold=0.7))
+    monkeypatch.setattr(slide_jobs, "infer", lambda *_, **__: pytest.fail("what does not depend on it was done again"))
+    again = run_slide(model, path, tmp_path / "a" / "slide", WHOLE._replace(threshold=0.7))
+    assert again["nuclei"] == new["nuclei"]
+    assert again["area_fraction"] < first["area_fraction"]
+    assert everything(tmp_path / "a" / "slide") == everything(tmp_path / "b" / "slide")
+    with pytest.raises(pytest.fail.Exception):
+        run_slide(model, path, tmp_path / "a" / "slide", WHOLE._replace(tta=True))
+
+
+def test_a_removal_that_was_stopped_is_not_taken_for_results(tmp_path, model, path, monkeypatch):
+    """A wrong setting, stopped while the old results go, and the right setting again."""
+    run_slide(model, path, tmp_path / "out", WHOLE)
+    kept = everything(tmp_path / "out")
+
+    def stopped(file: Path) -> None:
+        next(file.glob("c/*/*")).unlink() if file.is_dir() else file.unlink(missing_ok=True)
+        if file.name == "probability.zarr":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(slide_jobs, "_remove", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_slide(model, path, tmp_path / "out", WHOLE._replace(tta=True))
+    run_slide(model, path, tmp_path / "out", WHOLE)
+    assert everything(tmp_path / "out") == kept
+
+
+def test_a_smaller_batch_is_taken_when_it_goes_on(tmp_path, model, path, monkeypatch):
+    sizes = []
+    run_slide(model, path, tmp_path / "out", WHOLE._replace(batch=8))
+    job = json.loads((tmp_path / "out" / "progress.json").read_text())
+    (tmp_path / "out" / "progress.json").write_text(json.dumps(job | {"status": "begun", "rows": 0}))
+    monkeypatch.setattr(Network, "_run", lambda self, x: sizes.append(len(x)) or np.zeros((len(x), 128, 128), "f4"))
+    run_slide(model, path, tmp_path / "out", WHOLE._replace(batch=2))
+    assert max(sizes) == 2
+
+
+def test_an_xml_of_another_program_is_no_annotation(tmp_path, model, path):
+    for text in ("<Annotations/>", "<ASAP_Annotations><Annotations/></ASAP_Annotations>"):
+        path.with_suffix(".xml").write_text(text)
+        assert "burden_inside" not in run_slide(model, path, tmp_path / "out", WHOLE)
+
+
+def test_what_fails_for_one_slide_leaves_a_word_and_the_others(tmp_path, model, path, monkeypatch):
+    def work(model, slide, *_):
+        if slide.path == path:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"nuclei": 1}
+
+    other, told = pyramid(tmp_path / "other.svs", [discs(8, 200, 200)[0]]), []
+    with monkeypatch.context() as patched:
+        patched.setattr(slide_jobs, "_work", work)
+        rows = run_slides(model, [path, other], tmp_path / "out", WHOLE, on_row=told.append)
+    assert told == rows
+    assert [row["status"] for row in rows] == ["broken", "done"]
+    assert "--batch 1" in rows[0]["error"]
+    table = overview(tmp_path / "out").set_index("folder")
+    assert table["status"].to_dict() == {"slide": "broken", "other": "stopped"}
+    assert table["error"]["slide"] == "CUDA out of memory"
+    (row,) = run_slides(model, [path], tmp_path / "out", WHOLE)
+    assert row["status"] == "done"
+    assert overview(tmp_path / "out").set_index("folder")["status"]["slide"] == "done"
+
+
+def test_files_of_one_dicom_slide_are_done_once(tmp_path, monkeypatch):
+    class Series:
+        def __init__(self, path):
+            self.identity = path.parent.name
+
+    monkeypatch.setattr(slide_jobs, "Slide", Series)
+    files = [tmp_path / place / name for place in "ab" for name in ("1.dcm", "2.dcm")]
+    assert list(slide_jobs._folders(files, tmp_path)) == [files[0], files[2]]
+
+
+def test_weights_that_do_not_say_their_resolution(tmp_path, model, path):
+    model.mpp = None
+    with pytest.raises(InputError, match=r"do not say what they have learned(?s:.*)--at 0\.5 works"):
+        run_slide(model, path, tmp_path / "out", Options(whole=True))
+    model.mpp = 0.5
+    assert run_slide(model, path, tmp_path / "out", Options(whole=True))["mpp"] == 0.5
 
 
 def test_a_region_is_the_slide_s_and_lies_where_it_was(tmp_path, model, path):

@@ -28,7 +28,8 @@ from csamnet.measured import MEASURES, read_objects
 from csamnet.results import read_config
 from csamnet.robustness import changes_for
 from csamnet.tables import show_seeds
-from csamnet.weights import card, halved, ship, weaknesses
+from csamnet.weight_card import weaknesses, weights_card
+from csamnet.weights import halved, ship
 
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "weights").glob("*.safetensors"))
 
@@ -61,6 +62,24 @@ def test_half_precision_predicts_the_same_and_has_a_card(folder, tree, tmp_path)
     assert read_json(folder / "run.json")["code_sha256"][:16] in text
 
 
+def test_a_run_without_its_weights_is_measured_by_those_that_were_shipped(folder, tree, tmp_path, monkeypatch):
+    monkeypatch.setattr("csamnet.evaluate.WEIGHTS", tmp_path / "weights")
+    ship(folder, tree, tmp_path / "weights", device="cpu")
+    copy = Path(shutil.copytree(folder, tmp_path / "MoNuSeg" / folder.name))
+    (copy / "weights.safetensors").unlink()
+    shutil.rmtree(copy / "test")
+    summary = read_json(evaluate(copy, tree, device="cpu") / "summary.json")
+    assert summary["weights"] == "MoNuSeg.safetensors"
+    first = read_json(folder / "test" / "summary.json")
+    assert first["weights"] == "weights.safetensors"
+    assert summary["pooled"]["ap"] == pytest.approx(first["pooled"]["ap"], abs=2e-3)
+    with pytest.raises(InputError, match="only the shipped weights"):
+        ship(copy, tree, tmp_path / "again", device="cpu")
+    write_json(copy / "run.json", read_json(copy / "run.json") | {"fingerprint": "of another training"})
+    with pytest.raises(InputError, match="are not kept here"):
+        evaluate(copy, tree, device="cpu")
+
+
 def test_statistics_beyond_half_precision_are_kept(tmp_path):
     """As of a network that was trained on CT: a variance of 1.9e6, where half precision ends at 65,504."""
     model = csamnet.CSAMNet(16)
@@ -82,7 +101,7 @@ def test_seeds_are_told_with_their_spread(folder, tree, tmp_path):
         measured = measure(lambda image, seed=seed: np.float32(image[..., 0] < 100 + 5 * seed), samples, one, {})
         write_evaluation(copy / "test", measured, one, {"data": summary["data"]})
         found.append(read_json(copy / "test" / "summary.json")["pooled"]["miou"])
-    text = card(copy.with_name("CSAMNet-XS-sample-seed7"), DATASETS["MoNuSeg"], 0.0, 10**6)
+    text = weights_card(copy.with_name("CSAMNet-XS-sample-seed7"), DATASETS["MoNuSeg"], 0.0, 10**6, 8)
     assert found[0] != found[1]
     assert f"mIoU {show_seeds('miou', found[:2])}" in text
     assert "± standard deviation of 2 seeds" in text
@@ -94,6 +113,9 @@ def test_what_is_not_to_be_shipped(folder, tree, tmp_path, monkeypatch):
     try:
         write_json(summary, kept | {"data": kept["data"] | {"kind": "sample"}})
         with pytest.raises(InputError, match=r"not to be shipped(?s:.*)found: sample data"):
+            ship(folder, tree, tmp_path, device="cpu")
+        write_json(summary, kept | {"seen": 1})
+        with pytest.raises(InputError, match=r"not to be shipped(?s:.*)found: a test on images that it has learned"):
             ship(folder, tree, tmp_path, device="cpu")
         summary.unlink()
         with pytest.raises(InputError, match=r"not to be shipped(?s:.*)found: no test"):
@@ -119,8 +141,12 @@ def test_weaknesses_are_those_of_the_results(folder, tmp_path):
     about = {"rows": rows, "run": read_json(copy / "run.json")["fingerprint"], "n": 2, "data": {"kind": "real"}}
     write_json(copy / "robustness-test.json", about)
     text = "\n".join(weaknesses(copy, DATASETS["MoNuSeg"]))
-    assert "Of the smallest eighth (up to 0 µm²) 50 % are found, of all 94 %." in text
-    assert "mIoU falls to 50.00 % with eosin × 2." in text
+    assert "50 % of the smallest eighth (up to 0 µm²) are found, against 94 % of all." in text
+    assert "Worst of the changed images are those with 2 times the eosin: mIoU 50.00 %." in text
+    next(row for row in rows if row["change"] == "coarser" and row["factor"] == 4)["miou"] = 0.25
+    write_json(copy / "robustness-test.json", about)
+    told = "those with 4 × 4 pixels joined: mIoU 25.00 %, and 80.00 % enlarged again."
+    assert told in weaknesses(copy, DATASETS["MoNuSeg"])[-1]
     assert "As objects: DQ " in text
 
 

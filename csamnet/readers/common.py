@@ -108,7 +108,7 @@ def innermost(folder: Path) -> Path:
 
 
 def unpack(source: Path, scratch: Path) -> list[Path]:
-    """The folders behind `source`, a folder or a zip: zips in it are unpacked below `scratch`.
+    """The folders behind `source`, a folder or a zip: zips in it, and in those, are unpacked below `scratch`.
 
     A zip is passed over where a folder of its name lies beside it. Raises InputError for a broken zip and for
     one with entries that would land outside its folder.
@@ -122,6 +122,10 @@ def unpack(source: Path, scratch: Path) -> list[Path]:
         raise InputError("no release there", path=source, expected="a folder or a zip")
     for archive in archives:
         _unzip(archive, scratch / archive.stem)
+        inner_zips = (scratch / archive.stem).glob("*.zip")  # as hosts pack what is downloaded as a whole
+        for inner in [path for path in inner_zips if not path.with_suffix("").exists()]:
+            _unzip(inner, inner.with_suffix(""))
+            inner.unlink()
     return [source] * source.is_dir() + [scratch / archive.stem for archive in archives]
 
 
@@ -182,10 +186,11 @@ def _load_tree(image: Path, mask: Path | None = None, inst: Path | None = None) 
     return Pixels(read_image(image), read_mask(mask) if mask else labels > 0, labels, [])
 
 
-def read_outlines(path: Path) -> list[np.ndarray]:
+def read_outlines(path: Path, needed: bool = True) -> list[np.ndarray]:
     """The regions of an Aperio XML in order of the file, each (n, 2): x and y in pixels of level 0.
 
-    Raises InputError for malformed XML, entities (they may grow without bound), and vertices without numbers.
+    Raises InputError for malformed XML, entities (they may grow without bound), vertices without numbers, and where
+    regions are `needed` and there are none.
     """
     expected = "Aperio XML: Annotations / Annotation / Regions / Region / Vertices / Vertex with X and Y"
     try:
@@ -196,7 +201,7 @@ def read_outlines(path: Path) -> list[np.ndarray]:
         ]
     except (ParseError, ValueError, TypeError, LookupError) as error:  # the last for an unknown encoding
         raise InputError("an annotation cannot be read", path=path, expected=expected, found=error) from error
-    if root.tag != "Annotations" or not regions:
+    if needed and (root.tag != "Annotations" or not regions):
         found = f"<{root.tag}> with {len(regions)} regions"
         raise InputError("an annotation without outlines", path=path, expected=expected, found=found)
     return regions

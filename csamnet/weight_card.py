@@ -1,0 +1,101 @@
+"""The card of trained weights: what they are, how good, and where they fail, in words made from their results."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from csamnet.datasets import Dataset
+from csamnet.measured import MEASURES, check_comparable, read_evaluation, read_images, read_objects
+from csamnet.results import find_runs, read_config, read_run, read_summary
+from csamnet.robustness import read_robustness
+from csamnet.tables import KINDS, TITLES, duration, markdown, paper_scores, place, recipe, show, show_seeds
+
+
+def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, groups: int) -> str:
+    """What a run's weights are, in Markdown.
+
+    `change` of mIoU by half precision, `size` of the file in bytes, `groups` (patients) in the data set as prepared.
+    """
+    run, summary, config = read_run(folder), read_summary(folder), read_config(folder)
+    counts, data = run["data"]["counts"], run["data"]
+    seeds = [seed for seed in find_runs(Path(folder).resolve().parents[1], dataset=config.dataset, images=config.images)
+             if replace(read_config(seed), seed=config.seed) == config and read_summary(seed)]  # fmt: skip
+    measured = [read_evaluation(seed) for seed in seeds]
+    check_comparable({config.model: measured})
+    pooled = [one.summary["pooled"] for one in measured]
+    scores = ", ".join(f"{TITLES[key]} {show_seeds(key, [one[key] for one in pooled])}" for key in MEASURES)
+    many = f"mean ± standard deviation of {len(pooled)} seeds" if len(pooled) > 1 else "one seed"
+    part = _part(entry, sum(counts.values()), groups)
+    hashes = [run["code_sha256"], *dict.fromkeys(about["data"]["manifest_sha256"] for about in (run, summary))]
+    private = "; not for commercial use" if "NC" in entry.licence else ""
+    rows = {
+        "finds": f"{entry.target[1]} in {entry.modality}" + f" at {entry.mpp} µm a pixel" * bool(entry.mpp),
+        "network": f"{config.model}, {run['parameters']:,} parameters, half precision, {size / 1e6:.1f} MB",
+        "data": entry.note,
+        "trained on": f"{config.images or counts['train']} images, chosen on {counts['val']}{part}",
+        "recipe": recipe(config),
+        "training": f"{duration(run['wall_s'])} on {place(run['hardware'])}; kept: epoch {run['best_epoch']} "
+        f"(step {run['best_epoch'] * config.steps_per_epoch:,}), best on validation",
+        "licence": f"{entry.licence}, that of the data{private}",
+        "test": f"{scores}: {summary['n']} images, pooled, {many}; *{KINDS[data['kind']]}*",
+        "half precision": f"changes the validation mIoU by {100 * change:.4f} points",
+        "run": f"`results/{config.dataset}/{config.name}`, seed {config.seed}",
+        "code, data": f"sha256 {', '.join(f'`{one[:16]}…`' for one in hashes)}"
+        + ", the data as prepared for training and for the test" * (len(hashes) > 2),
+    }
+    table = markdown(["what", "these weights"], [[f"**{what}**", text] for what, text in rows.items()])
+    use = "Research: trying `csamnet predict` on such images. No diagnosis."
+    failures = "\n".join(f"- {line}" for line in weaknesses(folder, entry))
+    head = f"# {config.dataset} weights\n\n{table}\n\n**Intended use.** {use}"
+    return f"{head}\n\n**Known failures**, as measured:\n\n{failures}\n"
+
+
+def _part(entry: Dataset, images: int, patients: int) -> str:
+    """How much of the published data was at hand, where it was a part."""
+    found = {"images": images, "patients": patients}
+    parts = [f"{found[key]:,} of the {entry.published.get(key, 0):,} published {key}" for key in found
+             if found[key] < entry.published.get(key, 0)]  # fmt: skip
+    return f"; {parts[0]} were at hand" if parts else ""
+
+
+def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
+    """Where a run does badly, in sentences made from its results."""
+    config, summary, images = read_config(folder), read_summary(folder), read_images(folder)
+    pooled, told = summary["pooled"], []
+    paper = paper_scores(config.dataset, config.model).get("miou")
+    if paper and pooled["miou"] < paper:
+        told.append(f"Below the paper: mIoU {show('miou', pooled['miou'])} for {show('miou', paper)}.")
+    there = images["tp"] + images["fn"] > 0
+    if empty := int((~there).sum()):
+        marked = int((images["fp"][~there] > 0).sum())
+        told.append(f"Of {empty} test images without {entry.target[1]}, it marks something in {marked}.")
+    if bad := int((images["dice"][there] < 0.5).sum()):
+        told.append(f"Dice is below one half on {bad} of {there.sum()} test images with {entry.target[1]}.")
+    organs = images[there].groupby("organ")["miou"].agg(["mean", "size"]).sort_values("mean")
+    if len(organs) > 1:
+        score, count = show("miou", organs["mean"].iloc[0]), int(organs["size"].iloc[0])
+        told.append(f"Worst on {organs.index[0]}: mIoU {score}, mean of {count} test image{'s' * (count > 1)}.")
+    if (objects := read_objects(folder)) is not None:
+        small = objects.nsmallest(max(1, len(objects) // 8), "area")
+        area, unit = small["area"].max() * (entry.mpp or 1) ** 2, "µm" if entry.mpp else "px"
+        few, all_ = (f"{100 * (part['iou'] > 0.5).mean():.0f} %" for part in (small, objects))
+        told.append(f"{few} of the smallest eighth (up to {area:.0f} {unit}²) are found, against {all_} of all.")
+    if pooled["pq"] is not None:
+        told.append(
+            "As objects: " + ", ".join(f"{TITLES[key]} {show(key, pooled[key])}" for key in ("dq", "sq", "pq")) + "."
+        )
+    if found := read_robustness(folder):
+        told.append(_worst_change(found[1].set_index(["change", "factor"])["miou"]))
+    return told or ["None is known."]
+
+
+def _worst_change(miou: pd.Series) -> str:
+    """The change under which a run's mIoU, by (change, factor), is lowest, in a sentence."""
+    change, factor = miou.idxmin()
+    coarse, score = change.startswith("coarser"), show("miou", miou.min())
+    how = f"{factor:g} × {factor:g} pixels joined" if coarse else f"{factor:g} times the {change}"
+    again = f", and {show('miou', miou['coarser, enlarged', factor])} enlarged again" * (change == "coarser")
+    return f"Worst of the changed images are those with {how}: mIoU {score}{again}."
