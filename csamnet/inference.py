@@ -227,6 +227,6 @@ def predict_files(
     if rows:
         write_csv(Path(out) / "counts.csv", counts)
     if broken:
-        what = f"{len(broken)} of {len(paths)} images cannot be used" + "; the others are done" * bool(rows)
+        what = f"{len(broken)} of {len(paths)} images cannot be used" + f"; the others are in {out}" * bool(rows)
         raise InputError(what, found="\n".join(map(str, broken)))
     return counts

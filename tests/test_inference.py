@@ -334,3 +334,14 @@ def test_an_unreadable_image_leaves_nothing_half_written(tmp_path):
     with pytest.raises(InputError):
         inference.predict_files(Dark(), [tmp_path / "broken.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_unreadable_image_does_not_keep_the_others(tmp_path):
+    paths = [tmp_path / name for name in ("a.png", "broken.png", "b.png")]
+    for path in paths:
+        Image.fromarray(picture()).save(path)
+    paths[1].write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"1 of 3 images(?s:.*)the others are in (?s:.*)broken\.png"):
+        inference.predict_files(Dark(), paths, tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out" / "counts.csv")["name"].to_list() == ["a", "b"]
+    assert not list((tmp_path / "out").glob("broken*"))
