@@ -22,7 +22,7 @@ from csamnet.config import RunConfig, make_config
 from csamnet.datasets import DATASETS, check_mpp, known_mpp
 from csamnet.evaluate import build_model, find_run_weights, pick_device, predictor
 from csamnet.files import InputError, printable, write_csv, write_text
-from csamnet.images import as_rgb, read_image, write_image
+from csamnet.images import MAX_PIXELS, as_rgb, read_image, write_image
 from csamnet.instances import OUTLINE, detection, instances_from_probability, outlines
 from csamnet.model import CSAMNet, load_strictly, load_weights, read_about
 from csamnet.paths import WEIGHTS
@@ -33,7 +33,7 @@ FILES = ("mask.png", "probability.tif", "overlay.png", "nuclei.csv", "nuclei.geo
 
 class Prediction(NamedTuple):
     probability: np.ndarray  # (H, W) float32 of foreground
-    mask: np.ndarray  # (H, W) bool, probability >= threshold
+    mask: np.ndarray  # (H, W) bool, where the probability that the network gave reaches the threshold
     labels: np.ndarray  # (H, W) int32 nuclei, by `instances_from_probability`
 
 
@@ -93,17 +93,25 @@ def predict(
     pixels = as_rgb(image)
     probability = predictor(model, config)(at_resolution(pixels, mpp, getattr(model, "mpp", known_mpp(config.dataset))))
     rule = {"threshold": config.threshold, "min_area": min_area, "touching": touching(config)}
-    labels = instances_from_probability(probability, **rule)
-    probability, labels = (resized(values, pixels.shape[:2]) for values in (probability, labels))
-    return Prediction(probability, probability >= config.threshold, labels)
+    found = probability, np.int32(probability >= config.threshold), instances_from_probability(probability, **rule)
+    probability, mask, labels = (resized(values, pixels.shape[:2]) for values in found)
+    return Prediction(probability, mask > 0, labels)
 
 
 def at_resolution(pixels: np.ndarray, mpp: float | None, learned: float | None) -> np.ndarray:
-    """(H, W, 3) uint8 resized from `mpp` to `learned`; as it is where one is not known or they are a tenth apart."""
+    """(H, W, 3) uint8 resized from `mpp` to `learned`; as it is where one is not known or they are a tenth apart.
+
+    Raises InputError for an `mpp` that is not a sixteenth to sixteen times what was learned, and beyond MAX_PIXELS.
+    """
     check_mpp(mpp)
     if not mpp or not learned or abs(math.log(mpp / learned)) < 0.1:
         return pixels
-    return resized(pixels, tuple(max(1, round(side * mpp / learned)) for side in pixels.shape[:2]))
+    shape = tuple(max(1, round(side * mpp / learned)) for side in pixels.shape[:2])
+    if not 1 / 16 <= mpp / learned <= 16 or math.prod(shape) > MAX_PIXELS:
+        expected = f"micrometres a pixel, such as {learned}, which the weights have learned; {MAX_PIXELS:,} pixels then"
+        found = f"{mpp}, and {shape[0]:,} x {shape[1]:,} pixels at {learned}"
+        raise InputError("a resolution that cannot be worked at", expected=expected, found=found)
+    return resized(pixels, shape)
 
 
 def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -213,7 +221,7 @@ def predict_files(
     for done, (path, name) in enumerate(zip(paths, names, strict=True), 1):
         try:
             image = read_image(path)
-        except InputError as error:
+        except (InputError, OSError) as error:
             broken.append(error)
             continue
         prediction = predict(model, image, mpp=mpp, **settings)

@@ -498,9 +498,12 @@ def load_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def read_about(path: Path | str) -> dict[str, str]:
-    """The texts that `save_weights` wrote beside the tensors."""
-    with safe_open(path, "pt") as stored:
-        return stored.metadata() or {}
+    """The texts that `save_weights` wrote beside the tensors. Raises InputError for what is no safetensors file."""
+    try:
+        with safe_open(path, "pt") as stored:
+            return stored.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError("not a safetensors file", path=path, found=error, mend="fetch or make it again") from None
 
 
 def save_weights(state: dict[str, Tensor], path: Path | str, **about: str) -> None:

@@ -177,37 +177,40 @@ def _row(model: nn.Module, path: Path, folder: Path, options: Options, weights: 
         return row | run_slide(model, path, folder, options, weights=weights, **hooks)
     except InputError as error:
         text = str(error)
-    except (OSError, RuntimeError, MemoryError) as error:
-        mend = "if it is for want of memory: --batch 1, fewer --workers; the same command goes on where it was"
+    except (OSError, RuntimeError, MemoryError, ValueError) as error:
+        mend = f"for want of memory --batch 1, fewer --workers; if its results are damaged, remove {folder}"
         text = f"{error or 'no memory'}\n  file: {path}\n  mend: {mend}"
     with suppress(OSError):
-        write_text(told, text + "\n")
+        write_text(told, printable(text) + "\n")
     return row | {"status": "broken", "error": text}
 
 
 def overview(out: Path | str) -> pd.DataFrame:
     """A row a slide that was begun in `out`: `folder`, `status`, `done` (share of its rows), `seconds`, its summary.
 
-    A status is done, at work, stopped or unreadable; or of a slide that could not be used broken, with its `error`.
+    A status is done, at work, stopped, broken or unreadable; `error` is that of the last call, where it failed.
     Raises InputError where there is no folder of a slide.
     """
-    told = {path.name.removesuffix(".error.txt"): path for path in sorted(Path(out).glob("*.error.txt"))}
-    rows = [
-        {"folder": name, "status": "broken", "error": path.read_text().split("\n")[0]} for name, path in told.items()
-    ]
-    for path in (path for path in sorted(Path(out).glob("*/progress.json")) if path.parent.name not in told):
-        row = {"folder": path.parent.name, "status": "unreadable"}
-        try:
-            job = read_job(path)
-        except InputError:
-            rows.append(row)
-            continue
-        row |= {"status": _status(job, path.parent), "seconds": job["seconds"]}
-        row["done"] = job["rows"] / job["settings"]["frame"]["height"]
-        rows.append(row | ((read_summary(path.parent) or {}) if row["status"] == "done" else {}))
-    if not rows:
+    told = {path.name.removesuffix(".error.txt"): path for path in Path(out).glob("*.error.txt")}
+    begun = {path.parent.name: path for path in Path(out).glob("*/progress.json")}
+    if not told and not begun:
         raise InputError("no slide was begun here", path=out, expected="folders that csamnet slide has written")
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_how_far(name, begun.get(name), told.get(name)) for name in sorted({*told, *begun})])
+
+
+def _how_far(name: str, path: Path | None, told: Path | None) -> dict:
+    row = {"folder": name, "status": "broken"}
+    row |= {"error": told.read_text(errors="replace").split("\n")[0]} if told else {}
+    if path is None:
+        return row
+    try:
+        job = read_job(path)
+    except InputError:
+        return row | {"status": "unreadable"}
+    status = _status(job, path.parent)
+    row |= {"status": "broken" if told and status == "stopped" else status, "seconds": job["seconds"]}
+    row["done"] = job["rows"] / job["settings"]["frame"]["height"]
+    return row | ((read_summary(path.parent) or {}) if status == "done" else {})
 
 
 def _status(job: dict, folder: Path) -> str:
@@ -227,6 +230,7 @@ def read_job(path: Path) -> dict:
         height = job["settings"]["frame"]["height"]
         known = {"status", "identity", "fingerprint"} <= job.keys()
         sound = known and 0 <= job["rows"] <= height and min(height, job["batch"]) > 0 and job["seconds"] >= 0
+        sound &= isinstance(job["rows"], int) and isinstance(job["batch"], int)
     except (InputError, KeyError, TypeError):
         sound = False
     if not sound:
@@ -281,7 +285,16 @@ def run_slide(
             clock = Clock() if clock is None else clock
             return {"status": "done"} | _work(model, slide, frame, folder, config, options, job, clock, on_tile)
     except filelock.Timeout:
+        if (folder / "progress.json").exists():
+            check_identity(read_job(folder / "progress.json"), slide, folder)
         return {"status": "at work elsewhere"}
+
+
+def check_identity(job: dict, slide: Slide, folder: Path) -> None:
+    if job["identity"] != slide.identity:
+        expected, found = f"results of {slide.path}", "those of another slide, or of a file that was replaced"
+        mend = "choose another --out, or remove the folder"
+        raise InputError("a folder is of another slide", path=folder, expected=expected, found=found, mend=mend)
 
 
 def frame_of(slide: Slide, learned: float | None, options: Options) -> Frame:
@@ -325,10 +338,7 @@ def _begin(
     settings |= {"threshold": config.threshold}
     fingerprint, outlined = _sha256([inference, settings, code_sha256("slide")]), sha256_file(xml) if xml else ""
     job = read_job(path) if path.exists() else {"identity": identity, "fingerprint": None}
-    if job["identity"] != identity:
-        expected, found = f"results of {slide.path}", "those of another slide, or of a file that was replaced"
-        mend = "choose another --out, or remove the folder"
-        raise InputError("a folder is of another slide", path=folder, expected=expected, found=found, mend=mend)
+    check_identity(job, slide, folder)
     _sweep(folder, kept=path.exists())
     if job["fingerprint"] == fingerprint and (folder / "probability.zarr").exists():
         whole = all((folder / name).exists() for name in RESULTS) and read_summary(folder)

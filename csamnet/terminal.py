@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -35,8 +36,8 @@ def command(function: Callable) -> Callable:
             return function(*args, **kwargs)
         except InputError as error:
             complain(error)
-        except RuntimeError as error:
-            if "out of memory" not in str(error) and "not enough memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and not re.search("(out of|not enough) memory", str(error)):
                 raise
             mends = {"train": "--set batch=4, --set tile=128", "slide": "--batch 1"}
             mend = mends.get(function.__name__, "smaller images, --device cpu, or csamnet slide, which reads in pieces")

@@ -154,6 +154,7 @@ def test_an_image_of_another_resolution_is_seen_at_that_which_was_learned():
     np.testing.assert_allclose(table[["x", "y"]], expected[["x", "y"]] / 2, atol=0.5)
     np.testing.assert_allclose(table["area_um2"], expected["area_um2"], rtol=0.05)
     assert (found.mask != as_it_is.mask).mean() < 0.02
+    np.testing.assert_array_equal(found.labels > 0, found.mask)
     assert found.probability.min() >= 0
     assert found.probability.max() <= 1
     for near in (None, 0.25, 0.26):
@@ -162,6 +163,12 @@ def test_an_image_of_another_resolution_is_seen_at_that_which_was_learned():
     np.testing.assert_array_equal(predict(model, coarse, mpp=0.5).probability, as_it_is.probability)
     with pytest.raises(InputError, match="pixel size"):
         predict(model, coarse, mpp=-1)
+    model.mpp = 0.25
+    for wrong in (40, 0.001):
+        with pytest.raises(InputError, match=r"cannot be worked at(?s:.*)such as 0\.25"):
+            predict(model, coarse, mpp=wrong)
+    with pytest.raises(InputError, match="536,870,912 pixels"):
+        predict(model, np.zeros((8000, 300), np.uint8), mpp=4)
 
 
 def test_weights_say_at_what_resolution_they_learned(network, weights, tmp_path):
@@ -341,7 +348,8 @@ def test_one_unreadable_image_does_not_keep_the_others(tmp_path):
     for path in paths:
         Image.fromarray(picture()).save(path)
     paths[1].write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"1 of 3 images(?s:.*)the others are in (?s:.*)broken\.png"):
+    paths.append(tmp_path / "a.png" / "c.png")
+    with pytest.raises(InputError, match=r"2 of 4 images(?s:.*)the others are in (?s:.*)broken\.png"):
         inference.predict_files(Dark(), paths, tmp_path / "out")
     assert pd.read_csv(tmp_path / "out" / "counts.csv")["name"].to_list() == ["a", "b"]
     assert not list((tmp_path / "out").glob("broken*"))

@@ -128,7 +128,7 @@ def test_the_package_is_small():
     lines = {name: code_lines(name) for name in MODULES if not name.startswith(apart)}
     pages, slides = (sum(lines[name] for name in names) for names in (PAGES, SLIDES))
     assert pages < 2600
-    assert slides < 950
+    assert slides < 960
     assert sum(lines.values()) - pages - slides < 2850  # 2,500 were meant
 
 

@@ -242,6 +242,7 @@ def test_zips_beside_each_other_and_a_zip_of_a_tree(tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
         for path in (tmp_path / "downloads").iterdir():
             packed.write(path, path.name)
+        packed.writestr("._first.zip", "junk")
     folders = unpack(tmp_path / "all.zip", tmp_path / "scratch1")
     assert names(read_release(MONUSEG, folders)) == {"one": "train", "two": "test"}, "as hosts pack it"
 

@@ -343,9 +343,16 @@ def test_what_fails_for_one_slide_leaves_a_word_and_the_others(tmp_path, model, 
     table = overview(tmp_path / "out").set_index("folder")
     assert table["status"].to_dict() == {"slide": "broken", "other": "stopped"}
     assert table["error"]["slide"] == "CUDA out of memory"
+    write_overview(tmp_path / "out")
     (row,) = run_slides(model, [path], tmp_path / "out", WHOLE)
     assert row["status"] == "done"
     assert overview(tmp_path / "out").set_index("folder")["status"]["slide"] == "done"
+    (row,) = run_slides(model, [tmp_path / "nowhere" / "slide.svs"], tmp_path / "out", WHOLE)
+    assert row["status"] == "broken"
+    table = overview(tmp_path / "out").set_index("folder").loc["slide"]
+    assert table["status"] == "done", "what was finished stays"
+    assert table["nuclei"] > 5
+    assert "cannot be read" in table["error"]
 
 
 def test_files_of_one_dicom_slide_are_done_once(tmp_path, monkeypatch):
@@ -416,6 +423,9 @@ def test_broken_slides_and_those_of_others_do_not_stop_the_rest(tmp_path, model,
     (row,) = run_slides(model, [image], tmp_path / "out", WHOLE)
     assert row["status"] == "broken"
     assert "of another slide" in row["error"]
+    with filelock.FileLock(tmp_path / "out" / "slide" / ".lock"):
+        (row,) = run_slides(model, [image], tmp_path / "out", WHOLE)
+    assert "of another slide" in row["error"], "and not at work elsewhere"
 
 
 def test_processes_share_a_folder_of_slides(tmp_path):

@@ -75,6 +75,10 @@ def test_a_run_without_its_weights_is_measured_by_those_that_were_shipped(folder
     assert summary["pooled"]["ap"] == pytest.approx(first["pooled"]["ap"], abs=2e-3)
     with pytest.raises(InputError, match="only the shipped weights"):
         ship(copy, tree, tmp_path / "again", device="cpu")
+    (tmp_path / "weights" / "MoNuSeg.safetensors").write_bytes(b"version https://git-lfs")
+    with pytest.raises(InputError, match="not a safetensors file"):
+        evaluate(copy, tree, device="cpu")
+    ship(folder, tree, tmp_path / "weights", device="cpu")
     write_json(copy / "run.json", read_json(copy / "run.json") | {"fingerprint": "of another training"})
     with pytest.raises(InputError, match="are not kept here"):
         evaluate(copy, tree, device="cpu")

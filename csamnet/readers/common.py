@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import zipfile
 import zlib
@@ -114,19 +115,23 @@ def unpack(source: Path, scratch: Path) -> list[Path]:
     one with entries that would land outside its folder.
     """
     if source.is_dir():
-        zips = [path for path in sorted(source.iterdir()) if path.suffix.lower() == ".zip"]
-        archives = [path for path in zips if not path.with_suffix("").is_dir() and not path.name.startswith(_HIDDEN)]
+        archives = _zips(source)
     elif source.is_file() and source.suffix.lower() == ".zip":
         archives = [source]
     else:
         raise InputError("no release there", path=source, expected="a folder or a zip")
     for archive in archives:
         _unzip(archive, scratch / archive.stem)
-        inner_zips = (scratch / archive.stem).glob("*.zip")  # as hosts pack what is downloaded as a whole
-        for inner in [path for path in inner_zips if not path.with_suffix("").exists()]:
+        for inner in _zips(scratch / archive.stem):  # as hosts pack what is downloaded as a whole
             _unzip(inner, inner.with_suffix(""))
             inner.unlink()
     return [source] * source.is_dir() + [scratch / archive.stem for archive in archives]
+
+
+def _zips(folder: Path) -> list[Path]:
+    """Zips in a folder, but for hidden ones and those beside which a folder of their name lies."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".zip" and path.is_file()]
+    return [path for path in found if not path.with_suffix("").is_dir() and not path.name.startswith(_HIDDEN)]
 
 
 def _unzip(archive: Path, folder: Path) -> None:
@@ -137,7 +142,7 @@ def _unzip(archive: Path, folder: Path) -> None:
                     raise InputError("a zip would write outside its folder", path=archive, found=name)
             folder.mkdir(parents=True)
             packed.extractall(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         mend = "download it again, or unpack it yourself"
         raise InputError("a zip cannot be unpacked", path=archive, found=error, mend=mend) from error
 
