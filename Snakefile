@@ -18,7 +18,7 @@ from csamnet.results import fingerprint
 from csamnet.samples import MAKERS
 
 DATASETS = [name for name in TABLE if name in MAKERS]  # the nine of the paper
-MEASURED = ["MoNuSeg", "LIDC-IDRI", "BUSI"]  # with runs on real images under results/
+MEASURED = ["MoNuSeg", "Kumar", "LIDC-IDRI", "BUSI"]  # with runs on real images under results/
 PROFILE, SEED = config.get("profile", "sample"), config.get("seed", 0)
 EXPERIMENT, SEEDS = "MoNuSeg", int(config.get("seeds", 1))  # of the comparison and the ablation
 RELEASES = str(config.get("data") or "")  # folder of real releases; look-alikes are made where it is empty

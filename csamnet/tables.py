@@ -84,16 +84,17 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]], right: str = ""
 
 
 def measures(summary: dict, model: str) -> str:
-    """Every measure of an evaluation, pooled and as mean over images; for real data beside the paper's."""
-    data = summary["data"]
+    """Every measure of an evaluation, pooled (of its subsets too) and as mean over images; for real data the paper's."""
+    data, parts = summary["data"], summary.get("subsets", {})
     paper = paper_scores(data["name"], model) if data["kind"] == "real" else {}
-    head, rows = ["measure", "pooled", "mean over images"], []
+    right, rows = ["pooled", "mean over images", *(f"{name} ({part['n']})" for name, part in parts.items())], []
     for key, title in TITLES.items():
-        pooled = summary["pooled"][key]
-        rows.append([title, show(key, pooled), show(key, summary["mean"][key])])
+        pooled, apart = summary["pooled"][key], [show(key, part["pooled"][key]) for part in parts.values()]
+        rows.append([title, show(key, pooled), show(key, summary["mean"][key]), *apart])
         if paper:
             rows[-1] += [show(key, paper[key]) if key in paper else "", difference(key, pooled, paper.get(key))]
-    return markdown(head + ["paper", "difference"] * bool(paper), rows, "pooled,mean over images,paper,difference")
+    right += ["paper", "difference"] * bool(paper)
+    return markdown(["measure", *right], rows, ",".join(right))
 
 
 def place(hardware: dict) -> str:
