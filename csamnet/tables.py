@@ -84,7 +84,7 @@ def markdown(head: Iterable[str], rows: Iterable[Iterable[str]], right: str = ""
 
 
 def measures(summary: dict, model: str) -> str:
-    """Every measure of an evaluation, pooled (of its subsets too) and as mean over images; for real data the paper's."""
+    """Every measure of an evaluation, pooled (subsets too) and as mean over images; for real data the paper's."""
     data, parts = summary["data"], summary.get("subsets", {})
     paper = paper_scores(data["name"], model) if data["kind"] == "real" else {}
     right, rows = ["pooled", "mean over images", *(f"{name} ({part['n']})" for name, part in parts.items())], []
