@@ -27,7 +27,7 @@ from torch import nn
 from csamnet.burden import Frame
 from csamnet.config import RunConfig
 from csamnet.evaluate import pick_device
-from csamnet.inference import load
+from csamnet.inference import learned_mpp, load
 from csamnet.results import hardware
 from csamnet.samples.slides import CASES, paint_slide
 from csamnet.samples.tissue import STAINS
@@ -133,7 +133,7 @@ def main() -> None:
         )
         batch = json.loads(Path(scratch, "out", "progress.json").read_text())["batch"]
         slide = Slide(path)
-        frame = frame_of(slide, getattr(model, "mpp", None), options)
+        frame = frame_of(slide, learned_mpp(model), options)
         single = alone(model, slide, frame, batch)
         tiles = len(Grid(frame, model.config.tile, model.config.overlap).tiles(*slide.tissue()))
     report(

@@ -157,8 +157,8 @@ def load_run(folder: Path | str, device: str = "auto") -> tuple[nn.Module, RunCo
     Where its weights are not kept, those are taken that were shipped of it, in half precision. Raises InputError
     where the folder is no run, where its training has not ended, and where there are no weights of it.
     """
-    config, run = runs.read_config(folder), runs.read_run(folder)
-    if run["status"] != "done":
+    config = runs.read_config(folder)
+    if runs.read_run(folder)["status"] != "done":
         raise InputError("the training has not ended", path=folder, mend="csamnet train goes on where it stopped")
     model, path = build_model(config), find_run_weights(folder)
     load_strictly(model, load_weights(path), path)

@@ -91,7 +91,7 @@ def predict(
     changes = {key: value for key, value in settings.items() if value is not None}
     config = replace(getattr(model, "config", RunConfig()), **changes)
     pixels = as_rgb(image)
-    probability = predictor(model, config)(at_resolution(pixels, mpp, getattr(model, "mpp", known_mpp(config.dataset))))
+    probability = predictor(model, config)(at_resolution(pixels, mpp, learned_mpp(model)))
     rule = {"threshold": config.threshold, "min_area": min_area, "touching": touching(config)}
     found = probability, np.int32(probability >= config.threshold), instances_from_probability(probability, **rule)
     probability, mask, labels = (resized(values, pixels.shape[:2]) for values in found)
@@ -142,6 +142,11 @@ def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
     table[["x", "y"]] += 0.5
     table.insert(4, "area_um2", table["area_px"] * (np.nan if mpp is None else mpp**2))
     return table
+
+
+def learned_mpp(model: nn.Module) -> float | None:
+    """Micrometres a pixel of what a network has learned from; None where that is not known."""
+    return getattr(model, "mpp", known_mpp(getattr(model, "config", RunConfig()).dataset))
 
 
 def target_of(model: nn.Module) -> tuple[str, str]:

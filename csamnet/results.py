@@ -24,9 +24,9 @@ CODE = {
     "evaluate": ("images", "model", "data", "instances", "metrics", "evaluate"),
     "robustness": ("images", "model", "data", "instances", "metrics", "evaluate", "robustness"),
     "stream": ("images", "model", "data", "evaluate", "slides", "burden", "stream"),
-    "slide": ("images", "model", "data", "evaluate", "slides", "burden", "stream", "instances", "slide_jobs"),
+    "slide": ("instances", "slide_jobs"),
 }
-"""The files whose change makes a training, an evaluation, a slide's probability or its other results stale."""
+"""The files whose change makes a training, an evaluation, a slide's probability or what follows from it stale."""
 
 SEEN = "images.json"
 """In a run folder: what it was trained on and selected on, split -> hash of an image's pixels -> its name; and under

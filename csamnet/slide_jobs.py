@@ -38,7 +38,6 @@ from csamnet.burden import (
     write_mask,
 )
 from csamnet.config import RunConfig
-from csamnet.datasets import known_mpp
 from csamnet.evaluate import pick_device
 from csamnet.files import (
     InputError,
@@ -51,7 +50,7 @@ from csamnet.files import (
     write_json,
     write_text,
 )
-from csamnet.inference import load, stems, target_of
+from csamnet.inference import learned_mpp, load, stems, target_of
 from csamnet.processes import fresh_processes
 from csamnet.results import code_sha256
 from csamnet.slides import Slide, find_tissue
@@ -251,7 +250,7 @@ def read_summary(folder: Path) -> dict | None:
 
 def write_overview(out: Path | str) -> None:
     """`overview` as slides.csv beside the folders."""
-    if any(Path(out).glob("*/progress.json")) or any(Path(out).glob("*.error.txt")):
+    with suppress(InputError):  # where no slide was begun
         write_csv(Path(out) / "slides.csv", overview(out))
 
 
@@ -275,7 +274,7 @@ def run_slide(
     config = replace(config, tta=options.tta or config.tta)
     config = config if options.threshold is None else replace(config, threshold=options.threshold)
     slide = Slide(path, options.mpp)
-    frame = frame_of(slide, getattr(model, "mpp", known_mpp(config.dataset)), options)
+    frame = frame_of(slide, learned_mpp(model), options)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", timeout=1):  # `overview` takes it for a moment
@@ -479,6 +478,6 @@ def _draw(slide: Slide, frame: Frame, folder: Path, picture, tissue, fraction: n
     corners = frame.on_slide(np.stack([columns, rows], 1) * frame.cell)
     write_csv(folder / "burden.csv", table.assign(x=corners[:, 0], y=corners[:, 1]))
     outlines = [(points - slide.offset - frame.corner) / frame.scale for points in cancer]
-    last = fraction, outlines, slide.path.name
-    save_png(burden_map(last[0], frame, *last[1:]), folder / "burden.png")
-    save_png(report(picture, slide.coarseness(), tissue, frame, *last), folder / "report.png")
+    name, coarse = slide.path.name, slide.coarseness()
+    save_png(burden_map(fraction, frame, outlines, name), folder / "burden.png")
+    save_png(report(picture, coarse, tissue, frame, fraction, outlines, name), folder / "report.png")

@@ -258,7 +258,7 @@ class Checkpoint:
             return []
         try:
             return self._load()
-        except (InputError, SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError("a checkpoint cannot be used", path=self.path, found=shorten(str(error), 200),
                              mend="remove it: the training then starts from the beginning") from None  # fmt: skip
 
