@@ -97,7 +97,7 @@ def inventory(root: Path | str, samples: Path | str) -> pd.DataFrame:
     """What is prepared in `root`, or as a look-alike in `samples`: a row a data set, also of one's own.
 
     Columns: name, modality, state (absent, sample, prepared, damaged), train, val, test (images), objects,
-    licence, bytes (on disk).
+    licence.
     """
     places = (Path(root), Path(samples))
     found = sorted(card.parent.name for card in Path(root).glob("*/dataset.json"))
@@ -107,11 +107,9 @@ def inventory(root: Path | str, samples: Path | str) -> pd.DataFrame:
 def _found_row(name: str, places: tuple[Path, ...]) -> dict:
     modality, licence = (getattr(DATASETS.get(name), key, "") for key in ("modality", "licence"))
     row = {"name": name, "modality": modality, "state": "absent", "train": 0, "val": 0, "test": 0, "objects": 0}
-    row |= {"licence": licence, "bytes": 0}
+    row |= {"licence": licence}
     folder = next((place / name for place in places if (place / name / "dataset.json").is_file()), None)
-    if folder:
-        row |= _state(folder) | {"bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())}
-    return row
+    return row | (_state(folder) if folder else {})
 
 
 def _state(folder: Path) -> dict:

@@ -134,11 +134,9 @@ def measure_costs(
     paths = (Path(out) / f"{stem}{'' if n == 1 else f'-{n}'}.json" for n in count(1))
     path = next(path for path in paths if not path.exists() or _same(read_costs(path), about))
     known = {row["model"]: row for row in (read_costs(path)["rows"] if path.exists() else [])}
-    about["rows"] = [row for row in known.values() if row["model"] not in models]
     for name in [make_config(model=name).model for name in models]:
-        row = known.get(name) or {"model": name} | _apart(name, device)
-        about["rows"] = [*about["rows"], row]
-        write_json(path, about)
+        known[name] = row = known.get(name) or {"model": name} | _apart(name, device)
+        write_json(path, about | {"rows": [*known.values()]})
         say(f"{name}: {1e3 * row['seconds_256']:.0f} ms, {row['images_per_s']:.1f} images/s")
     return path
 

@@ -204,6 +204,13 @@ def stems(paths: Sequence[Path | str]) -> list[str]:
     return list(names.values())
 
 
+def _counted(prediction: Prediction, table: pd.DataFrame, mpp: float | None) -> dict:
+    """What counts.csv says of an image."""
+    area = np.nan if mpp is None else table["area_um2"].sum()
+    counts = {"nuclei": len(table), "area_px": table["area_px"].sum(), "area_um2": area}
+    return counts | {"coverage": prediction.mask.mean()}
+
+
 def predict_files(
     model: nn.Module,
     paths: Sequence[Path | str],
@@ -228,12 +235,10 @@ def predict_files(
             image = read_image(path)
         except (InputError, OSError) as error:
             broken.append(error)
-            continue
-        prediction = predict(model, image, mpp=mpp, **settings)
-        table = write_prediction(prediction, image, name, out, mpp=mpp, kind=target_of(model)[0].capitalize())
-        row = {"image": printable(str(path)), "name": name, "nuclei": len(table), "area_px": table["area_px"].sum()}
-        row["area_um2"] = np.nan if mpp is None else table["area_um2"].sum()
-        rows.append(row | {"coverage": prediction.mask.mean()})
+        else:
+            prediction = predict(model, image, mpp=mpp, **settings)
+            table = write_prediction(prediction, image, name, out, mpp=mpp, kind=target_of(model)[0].capitalize())
+            rows.append({"image": printable(str(path)), "name": name} | _counted(prediction, table, mpp))
         if on_image:
             on_image(done, len(names))
     counts = pd.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import tempfile
@@ -102,7 +103,7 @@ def experiment_runs(
     """
     given = checked(namespace, allowed)
     if measured := given.pop("measured"):
-        given["profile"] = most_run(kind, given["dataset"], Path(given["results"] or RESULTS))
+        given["profile"] = most_run(kind, get_dataset(given["dataset"]).name, Path(given["results"] or RESULTS))
     names, seeds = chosen_models(kind, given["profile"], given.pop("models")), given.pop("seeds")
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise InputError("seeds cannot be used", expected="how many, 1 or more", found=repr(seeds))
@@ -292,9 +293,12 @@ def run_notebook(template: Path, out: Path, parameters: dict) -> None:
     if unknown := sorted(parameters.keys() - known.keys()):
         expected, found = ", ".join(known), ", ".join(unknown)
         raise InputError("unknown parameter", path=template, expected=expected, found=found)
-    entry = get_dataset(parameters.get("dataset", "MoNuSeg"), parameters.get("root") or PREPARED)
+    asked = parameters.get("dataset") or ast.literal_eval(known["dataset"]["default"])
+    entry = get_dataset(asked, parameters.get("root") or PREPARED)
     given, measured = {"dataset": entry.name}, bool(parameters.get("measured"))
     places = {key: parameters[key] for key in ("root", "results", "releases") if parameters.get(key)}
+    if (weights := parameters.get("weights")) and Path(weights).exists():  # and no name in weights/
+        places["weights"] = weights
     given |= {key: str(Path(path).resolve()) for key, path in places.items()}
     quiet = ["--IPKernelApp.log_level=40"]  # it would warn of each kernel that talks within this machine
     options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout, "extra_arguments": quiet}

@@ -187,13 +187,22 @@ def datasets_against_paper(results: Path | str | None = None, folder: Path = PUB
     rows = []
     for row in pd.read_csv(Path(folder) / "datasets.csv", dtype=str).fillna("").to_dict("records"):
         entry = get_dataset(row["dataset"].removesuffix(" WSIs"))
-        runs = [read_run(run) for run in find_runs(results or RESULTS, dataset=entry.name)]
-        counts = next((run["data"]["counts"] for run in runs if run["data"]["kind"] == "real"), None)
+        counts, only = _images_at_hand(entry.name, results or RESULTS)
         unit = entry.forms[0] if entry.forms else "tiles" if entry.modality == "H&E slides" else "images"
-        found = f"{sum(counts.values()):,} {unit}" if counts else ""
+        found = f"{counts:,} {unit if counts > 1 else unit.removesuffix('s')}{only}" if counts else ""
         status = KINDS["real"] if counts else "*not run*"
         rows.append([row["dataset"], row["images"], row["objects"], found, status, row["note"]])
     return markdown(["data set", "images, paper", "objects, paper", "images, ours", "status", "what to know"], rows)
+
+
+def _images_at_hand(dataset: str, results: Path | str) -> tuple[int, str]:
+    """How many real images of a data set runs have used, and whether they were measured only, by runs on others."""
+    trained = [read_run(run)["data"] for run in find_runs(results, dataset=dataset)]
+    others = [read_summary(run, f"{dataset}-test") for run in find_runs(results, dataset=None)]
+    for cards, only in ((trained, ""), ([one["data"] for one in others if one], ", not trained on")):
+        if counts := [card["counts"] for card in cards if card["kind"] == "real"]:
+            return sum(counts[0].values()), only
+    return 0, ""
 
 
 def runs_measured(results: Path | str | None = None) -> str:

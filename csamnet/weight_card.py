@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from csamnet.datasets import Dataset
-from csamnet.measured import MEASURES, check_comparable, read_evaluation, read_images, read_objects
+from csamnet.measured import MEASURES, check_comparable, read_evaluation, read_images, read_objects, read_scores
+from csamnet.metrics import calibration
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.robustness import read_robustness
 from csamnet.tables import KINDS, TITLES, duration, markdown, paper_scores, place, recipe, show, show_seeds
@@ -26,8 +27,9 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
     measured = [read_evaluation(seed) for seed in seeds]
     check_comparable({config.model: measured})
     pooled = [one.summary["pooled"] for one in measured]
-    scores = ", ".join(f"{TITLES[key]} {show_seeds(key, [one[key] for one in pooled])}" for key in MEASURES)
-    many = f"mean ± standard deviation of {len(pooled)} seeds" if len(pooled) > 1 else "one seed"
+    test = f"{_scores([summary['pooled']])}: {summary['n']} images, pooled, one seed; *{KINDS[data['kind']]}*"
+    if len(pooled) > 1:
+        test += f". With others, {len(pooled)} seeds, mean ± standard deviation: {_scores(pooled)}"
     part = _part(entry, sum(counts.values()), groups)
     hashes = [run["code_sha256"], *dict.fromkeys(about["data"]["manifest_sha256"] for about in (run, summary))]
     private = "; not for commercial use" if "NC" in entry.licence else ""
@@ -40,7 +42,7 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
         "training": f"{duration(run['wall_s'])} on {place(run['hardware'])}; kept: epoch {run['best_epoch']} "
         f"(step {run['best_epoch'] * config.steps_per_epoch:,}), best on validation",
         "licence": f"{entry.licence}, that of the data{private}",
-        "test": f"{scores}: {summary['n']} images, pooled, {many}; *{KINDS[data['kind']]}*",
+        "test": test,
         "half precision": f"changes the validation mIoU by {100 * change:.4f} points",
         "run": f"`results/{config.dataset}/{config.name}`, seed {config.seed}",
         "code, data": f"sha256 {', '.join(f'`{one[:16]}…`' for one in hashes)}"
@@ -53,12 +55,17 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
     return f"{head}\n\n**Known failures**, as measured:\n\n{failures}\n"
 
 
+def _scores(pooled: list[dict]) -> str:
+    """The headline measures of one seed, or their mean and spread over several."""
+    return ", ".join(f"{TITLES[key]} {show_seeds(key, [one[key] for one in pooled])}" for key in MEASURES)
+
+
 def _part(entry: Dataset, images: int, patients: int) -> str:
     """How much of the published data was at hand, where it was a part."""
     found = {"images": images, "patients": patients}
     parts = [f"{found[key]:,} of the {entry.published.get(key, 0):,} published {key}" for key in found
              if found[key] < entry.published.get(key, 0)]  # fmt: skip
-    return f"; {parts[0]} were at hand" if parts else ""
+    return f"; {parts[0]} are in the data set as prepared" if parts else ""
 
 
 def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
@@ -87,9 +94,18 @@ def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
         told.append(
             "As objects: " + ", ".join(f"{TITLES[key]} {show(key, pooled[key])}" for key in ("dq", "sq", "pq")) + "."
         )
+    if (scores := read_scores(folder)) is not None:
+        told.append(_trust(*calibration(scores), entry))
     if found := read_robustness(folder):
         told.append(_worst_change(found[1].set_index(["change", "factor"])["miou"]))
     return told or ["None is known."]
+
+
+def _trust(error: float, bins: pd.DataFrame, entry: Dataset) -> str:
+    """How often a pixel of high probability is foreground, by `metrics.calibration`, in a sentence."""
+    high = bins.dropna().query("probability < 0.95").iloc[-1]
+    share = f"of pixels with about {high['probability']:.2f}, {100 * high['share']:.0f} % are {entry.target[0]}"
+    return f"Probabilities are no frequencies: {share}; expected calibration error {error:.4f}."
 
 
 def _worst_change(miou: pd.Series) -> str:

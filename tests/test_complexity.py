@@ -175,6 +175,18 @@ def test_costs_are_measured_once_and_kept(tmp_path, monkeypatch):
     other = module.measure_costs(["CSAMNet-S"], tmp_path, "cpu", say=str)
     assert (path.name, other.name) == ("cpu.json", "cpu-2.json")
     assert len(module.read_costs(path)["rows"]) == 2, "another machine has a file of its own"
+
+    def stopped(name, device):
+        raise KeyboardInterrupt
+
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_apart", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        module.measure_costs(["CSAMNet-S", "UNet", "DCSAU-Net"], tmp_path, "cpu", say=str)
+    kept = [row["model"] for row in module.read_costs(path)["rows"]]
+    assert kept == ["CSAMNet-S", "DCSAU-Net"], "one that is stopped loses nothing"
+    module.measure_costs(["DCSAU-Net", "DCSAU-Net"], tmp_path, "cpu", say=str)
+    assert len(module.read_costs(path)["rows"]) == 2, "named twice, told once"
     other.unlink()
     table = costs_measured(tmp_path.parent / tmp_path.name)
     assert table.startswith("*not run*"), "looks in <results>/complexity"

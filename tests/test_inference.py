@@ -349,7 +349,9 @@ def test_one_unreadable_image_does_not_keep_the_others(tmp_path):
         Image.fromarray(picture()).save(path)
     paths[1].write_bytes(b"no image")
     paths.append(tmp_path / "a.png" / "c.png")
+    seen = []
     with pytest.raises(InputError, match=r"2 of 4 images(?s:.*)the others are in (?s:.*)broken\.png"):
-        inference.predict_files(Dark(), paths, tmp_path / "out")
+        inference.predict_files(Dark(), paths, tmp_path / "out", on_image=lambda *done: seen.append(done))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)], "one that cannot be read is done too"
     assert pd.read_csv(tmp_path / "out" / "counts.csv")["name"].to_list() == ["a", "b"]
     assert not list((tmp_path / "out").glob("broken*"))

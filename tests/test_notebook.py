@@ -119,6 +119,19 @@ def test_command_refuses_before_anything_runs(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_template_keeps_its_own_data_set_and_finds_weights_from_here(tmp_path, monkeypatch):
+    """The templates run in the project's folder, whatever the folder of the caller."""
+    asked = []
+    monkeypatch.setattr("papermill.execute_notebook", lambda template, out, given, **_: asked.append(given))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.safetensors").touch()
+    for weights, dataset in (("mine.safetensors", None), ("MoNuSeg", "inhouse")):
+        given = {"weights": weights} | ({"dataset": dataset} if dataset else {})
+        notebooks.run_notebook(ROOT / "notebooks" / "slides.ipynb", tmp_path / "out.ipynb", given)
+    assert [given["dataset"] for given in asked] == ["BACH2018", "InHouse"]
+    assert [given["weights"] for given in asked] == [str(tmp_path / "mine.safetensors"), "MoNuSeg"]
+
+
 def test_papermill_itself_refuses_before_anything_runs(tmp_path):
     places = ["-p", "root", str(tmp_path / "prepared"), "-p", "results", str(tmp_path / "results")]
     done = run("papermill", str(DATASET), str(tmp_path / "out.ipynb"), *places, "-p", "epoch", "3")
@@ -409,7 +422,7 @@ def test_pages_of_what_was_measured_hold_with_one_run_alone(tmp_path):
     given = EXPERIMENT | {"results": str(tmp_path), "measured": 1}
     source = ROOT / "results" / "MoNuSeg" / "CSAMNet-S-short-seed0"
     shutil.copytree(source, tmp_path / "MoNuSeg" / source.name)
-    config, *_, runs = notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
+    config, *_, runs = notebooks.experiment_runs("comparison", given | {"dataset": "monuseg"}, tuple(EXPERIMENT))
     assert "Only CSAMNet-S was run" in tables.verdict(compare(runs, config.model), config.model)
     with pytest.raises(notebooks.NotRun, match="No ablation"):
         notebooks.experiment_runs("ablation", dict(given), tuple(EXPERIMENT))

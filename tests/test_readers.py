@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -321,6 +322,14 @@ def test_a_look_alike_is_known_by_its_card_its_names_and_its_place(tmp_path):
     release = read_release(MONUSEG, [tmp_path / "Q"])
     assert release.sample
     assert (release.records[0].group, release.records[0].organ) == ("SAMPLE-BN-0001", "brain")
+
+
+def test_images_of_ones_own_may_be_called_samples(tmp_path):
+    for kind in ("img", "mask"):
+        write_image(tmp_path / "train" / kind / "SAMPLE_1.png", np.zeros((64, 64, 3)[: 3 - (kind == "mask")], np.uint8))
+    release = read_release(replace(MONUSEG, reader="tree"), [tmp_path])
+    assert [record.name for record in release.records] == ["SAMPLE_1"]
+    assert not release.sample
 
 
 def test_sample_release(tmp_path):

@@ -135,6 +135,18 @@ def test_data_sets_that_were_not_run_say_so(tmp_path):
     assert "| PUMA | 206 | 97429 |" in text
 
 
+def test_data_sets_that_were_only_measured_say_so(tmp_path):
+    folder = run_folder(make_config("short"), tmp_path)
+    data = {"kind": "real", "counts": {"train": 20, "val": 4, "test": 6}}
+    write_json(folder / "run.json", {"status": "done", "config": make_config("short").to_dict(), "data": data})
+    summary = {"pooled": {"miou": 0.5}, "data": {"kind": "real", "counts": {"train": 0, "val": 0, "test": 1}}}
+    write_json(folder / "PUMA-test" / "summary.json", summary)
+    text = tables.datasets_against_paper(tmp_path)
+    assert "| PUMA | 206 | 97429 | 1 image, not trained on | measured on real data |" in text
+    assert "| MoNuSeg | 44 | 28846 | 30 images | measured on real data |" in text
+    assert text.count("*not run*") == 7
+
+
 def test_of_several_budgets_the_largest_stands_beside_the_paper(tmp_path):
     about = {"status": "done", "hardware": {"device": "cpu", "processor": "X", "threads": 1}}
     for profile, miou in (("brief", 0.9), ("short", 0.7)):

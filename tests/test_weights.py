@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.special import logit
 from tiny import discs
 from typer.testing import CliRunner
 
@@ -24,7 +25,8 @@ from csamnet.datasets import DATASETS
 from csamnet.evaluate import evaluate, measure, write_evaluation
 from csamnet.files import InputError, read_json, write_json
 from csamnet.inference import predict_files, target_of
-from csamnet.measured import MEASURES, read_objects
+from csamnet.measured import BINS, MEASURES, read_objects
+from csamnet.metrics import EDGES
 from csamnet.results import read_config
 from csamnet.robustness import changes_for
 from csamnet.tables import show_seeds
@@ -107,8 +109,19 @@ def test_seeds_are_told_with_their_spread(folder, tree, tmp_path):
         found.append(read_json(copy / "test" / "summary.json")["pooled"]["miou"])
     text = weights_card(copy.with_name("CSAMNet-XS-sample-seed7"), DATASETS["MoNuSeg"], 0.0, 10**6, 8)
     assert found[0] != found[1]
-    assert f"mIoU {show_seeds('miou', found[:2])}" in text
-    assert "± standard deviation of 2 seeds" in text
+    own, both = (f"mIoU {show_seeds('miou', some)}, Dice" for some in (found[:1], found[:2]))
+    assert f"| {own}" in text  # of these weights, and then
+    assert f"With others, 2 seeds, mean ± standard deviation: {both}" in text
+
+
+def test_how_far_a_probability_can_be_trusted(folder, tmp_path):
+    """Three in four of the pixels at 0.9, and none of those at 0.02, are foreground."""
+    copy, scores = shutil.copytree(folder, tmp_path / "run"), np.zeros((1, 2, BINS), int)
+    at = np.searchsorted(EDGES, logit([0.9, 0.02]))
+    scores[0, :, at[0]], scores[0, 0, at[1]] = (100, 300), 1600
+    np.savez(copy / "test" / "scores.npz", histograms=scores)
+    told = next(line for line in weaknesses(copy, DATASETS["MoNuSeg"]) if "probabilit" in line.lower())
+    assert "of pixels with about 0.90, 75 % are nucleus; expected calibration error 0.04" in told
 
 
 def test_what_is_not_to_be_shipped(folder, tree, tmp_path, monkeypatch):

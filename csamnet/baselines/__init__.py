@@ -95,7 +95,7 @@ def describe(name: str) -> str:
     (parameters, multiply_adds), (millions, billions) = COSTS[name], PUBLISHED[name]
     ours = f"{parameters / 1e6:.2f} M parameters, {multiply_adds / 1e9:.2f} G multiply-adds at 256 x 256"
     fitting = f"{parameters / 2**20:.2f} and {multiply_adds / 2**30:.2f} in units of 2**20 and 2**30"
-    theirs = f"prints {millions} and {billions}" if millions else "gives none"
+    theirs = f"has {millions} and {billions}, printed or on its chart" if millions else "gives none"
     return f"Costs: {ours} ({fitting}; the CSAMNet paper {theirs})."
 
 

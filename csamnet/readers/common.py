@@ -87,8 +87,9 @@ class Release:
             self.problems.append(InputError(what, path=path, expected=f"{partner} {name}.*", found="nothing"))
         else:
             files = {kind: paths[0] for kind, paths in files.items()}
-            organ = SAMPLE_ORGANS.get(name.split("-")[1]) if name.startswith("SAMPLE-") else dataset.organ_of(name)
-            self.sample |= name.startswith("SAMPLE")
+            painted = dataset.reader != "tree" and name.startswith("SAMPLE")  # one's own may be called so too
+            organ = SAMPLE_ORGANS.get(name.split("-")[1]) if painted and "-" in name else dataset.organ_of(name)
+            self.sample |= painted
             self.records.append(Record(name, split, dataset.group_of(name), organ or "unknown", files, reader))
 
     def demand_all(self, dataset: Dataset, groups: set[str], path: Path) -> None:
