@@ -48,7 +48,8 @@ def slide(
     unless --mpp says it.
     """
     from csamnet.inference import load
-    from csamnet.slide_jobs import Options, run_slides, share_slides, write_overview
+    from csamnet.slide_jobs import run_slides, share_slides, write_overview
+    from csamnet.slide_run import Options
 
     options = Options(mpp, at, _region(region), whole, batch, workers, threshold, tta)
     with bar("Slides" if devices > 1 else "Tiles") as tick:

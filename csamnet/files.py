@@ -91,6 +91,11 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_json(parts: dict | list) -> str:
+    """Hash of what can be written as JSON, whatever the order of keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def sha256_array(array: np.ndarray) -> str:
     """Hash of an array's shape, type and values."""
     digest = hashlib.sha256(f"{array.shape}{array.dtype}".encode())

@@ -21,7 +21,7 @@ from torch import nn
 from csamnet.config import RunConfig, make_config
 from csamnet.datasets import DATASETS, check_mpp, known_mpp
 from csamnet.evaluate import build_model, find_run_weights, pick_device, predictor
-from csamnet.files import InputError, printable, write_csv, write_text
+from csamnet.files import InputError, printable, sha256_array, sha256_json, write_csv, write_text
 from csamnet.images import MAX_PIXELS, as_rgb, read_image, write_image
 from csamnet.instances import OUTLINE, detection, instances_from_probability, outlines
 from csamnet.model import CSAMNet, load_strictly, load_weights, read_about
@@ -142,6 +142,12 @@ def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
     table[["x", "y"]] += 0.5
     table.insert(4, "area_um2", table["area_px"] * (np.nan if mpp is None else mpp**2))
     return table
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of a model's weights."""
+    hashes = {key: sha256_array(value.cpu().numpy()) for key, value in model.state_dict().items()}
+    return sha256_json([hashes])
 
 
 def learned_mpp(model: nn.Module) -> float | None:

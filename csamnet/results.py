@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import sys
@@ -16,15 +15,15 @@ from functools import cache
 from pathlib import Path
 
 from csamnet.config import MODELS, RunConfig, make_config
-from csamnet.files import InputError, read_json, sha256_file
+from csamnet.files import InputError, read_json, sha256_file, sha256_json
 from csamnet.paths import RESULTS, SAMPLE_TREES
 
 CODE = {
     "train": ("images", "losses", "model", "data", "metrics", "evaluate", "train"),
     "evaluate": ("images", "model", "data", "instances", "metrics", "evaluate"),
     "robustness": ("images", "model", "data", "instances", "metrics", "evaluate", "robustness"),
-    "stream": ("images", "model", "data", "evaluate", "slides", "burden", "stream"),
-    "slide": ("instances", "slide_jobs"),
+    "stream": ("images", "model", "data", "evaluate", "slides", "stream"),
+    "slide": ("instances", "slide_outputs", "slide_run"),
 }
 """The files whose change makes a training, an evaluation, a slide's probability or what follows from it stale."""
 
@@ -69,8 +68,7 @@ def fingerprint(config: RunConfig, manifest_sha256: str = "", step: str = "train
     """One hash of configuration, data and code: a run is stale when, and only when, it has changed."""
     network = MODELS[config.model]
     code = code_sha256(step, config.model)
-    parts = {"config": config.to_dict(), "network": network, "data": manifest_sha256, "code": code}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return sha256_json({"config": config.to_dict(), "network": network, "data": manifest_sha256, "code": code})
 
 
 def data_card(root: Path | str, dataset: str) -> dict:

@@ -14,11 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
 
-from csamnet.burden import CELL_PIXELS, CELL_UM, STEPS, Frame
 from csamnet.figures import BLACK, BLUE, NO_AXES, WIDTH, YELLOW, drawn, panels, picture, rendered
 from csamnet.files import atomic
 from csamnet.instances import instances_from_probability
-from csamnet.slides import Slide
+from csamnet.slides import CELL_PIXELS, CELL_UM, STEPS, Frame, Slide
 
 RED = "#E00000"  # of annotated cancer, as in the paper
 HEAT = "viridis"  # of the burden

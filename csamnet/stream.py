@@ -20,15 +20,10 @@ import torch
 import zarr
 from torch import nn
 
-from csamnet.burden import (
-    CHUNK,
-    STEPS,
-    Frame,
-)
 from csamnet.data import to_input
 from csamnet.evaluate import tile_corners, tile_probability, tile_weight
 from csamnet.model import extend
-from csamnet.slides import Slide
+from csamnet.slides import CHUNK, STEPS, Frame, Slide
 
 CELL, PART = 256, 16 * CHUNK  # pixels: a side of what is read at once, columns of what is written at once
 READERS, AHEAD = 4, 2  # threads, and batches that each stage may be ahead
@@ -41,10 +36,8 @@ class Grid:
         self.frame, self.tile = frame, tile
         self.rows, self.columns = (tile_corners(max(n, tile), tile, overlap) for n in (frame.height, frame.width))
 
-    def tiles(self, tissue: np.ndarray | None, coarse: float = 1.0) -> list[tuple[int, int]]:
-        """Corners (y, x) of the tiles that hold tissue, of all where it is None, row by row."""
-        if tissue is None:
-            return list(product(self.rows, self.columns))
+    def tiles(self, tissue: np.ndarray, coarse: float) -> list[tuple[int, int]]:
+        """Corners (y, x) of the tiles that hold tissue, row by row; `tissue` and `coarse` as of `Slide.tissue`."""
         ends = ([at + self.tile for at in axis] for axis in (self.rows, self.columns))
         held = self.frame.tissue_in((self.rows, next(ends), self.columns, next(ends)), tissue, coarse)
         return [(self.rows[i], self.columns[j]) for i, j in np.argwhere(held > 0)]

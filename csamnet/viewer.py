@@ -24,7 +24,6 @@ from matplotlib.colors import to_hex
 from PIL import Image, ImageColor
 from torch import nn
 
-from csamnet.burden import annotated
 from csamnet.datasets import Dataset
 from csamnet.figures import YELLOW
 from csamnet.files import InputError, replacing
@@ -35,7 +34,9 @@ from csamnet.readers.common import by_stem
 from csamnet.readers.slides import SUFFIXES
 from csamnet.samples import make_sample
 from csamnet.slide_figures import HEAT, RED, Shown
-from csamnet.slide_jobs import Options, run_slides
+from csamnet.slide_jobs import run_slides
+from csamnet.slide_outputs import annotated
+from csamnet.slide_run import Options
 from csamnet.slides import Slide
 from csamnet.tables import markdown
 

@@ -26,8 +26,8 @@ MODULES = {p.relative_to(PACKAGE).as_posix()[:-3]: ast.parse(p.read_text()) for 
 ORDER = """
 files paths processes images manifest datasets download slides samples readers prepare config results model baselines
 losses data instances metrics measured evaluate robustness complexity tables cards weight_card train inference weights
-compare architecture figures explorer notebooks generalisation gallery burden stream slide_figures slide_jobs viewer
-terminal cli_slide cli
+compare architecture figures explorer notebooks generalisation gallery stream slide_outputs slide_figures slide_run
+slide_jobs viewer terminal cli_slide cli
 """
 """Each file or folder of csamnet imports only from those before it."""
 
@@ -119,7 +119,7 @@ def code_lines(name: str) -> int:
 
 PAGES = {"figures", "architecture", "tables", "gallery", "notebooks", "explorer", "cards", "viewer", "slide_figures",
          "complexity", "compare", "measured", "processes", "generalisation", "weight_card"}  # fmt: skip
-SLIDES = {"slides", "stream", "slide_jobs", "burden", "cli_slide"}
+SLIDES = {"slides", "stream", "slide_outputs", "slide_run", "slide_jobs", "cli_slide"}
 
 
 def test_the_package_is_small():

@@ -25,19 +25,21 @@ from test_slides import pyramid
 from tiny import discs
 from torch import nn
 
-from csamnet import burden, slide_jobs, stream
-from csamnet.burden import STEPS, Frame, Nuclei
+from csamnet import slide_jobs, slide_outputs, slide_run, stream
 from csamnet.config import RunConfig
 from csamnet.evaluate import predict_probability
 from csamnet.files import InputError, sha256_file
 from csamnet.inference import load
 from csamnet.instances import instances_from_probability, outlines
 from csamnet.model import CSAMNet, save_weights
-from csamnet.slide_jobs import Options, overview, run_slide, run_slides, share_slides, write_overview
-from csamnet.slides import Slide
+from csamnet.slide_jobs import overview, run_slides, share_slides, write_overview
+from csamnet.slide_outputs import Nuclei
+from csamnet.slide_run import Options, run_slide
+from csamnet.slides import STEPS, Frame, Slide
 from csamnet.stream import Clock, Grid, Network, infer, stitch
 
 WHOLE = Options(at=0.5, whole=True, batch=3)
+ALL = np.ones((1, 1), bool), 1e9  # tissue everywhere
 
 
 class Dark(nn.Module):
@@ -65,14 +67,14 @@ def whole(slide: Slide, model: Dark, **changes) -> np.ndarray:
 
 
 def frame(slide: Slide) -> Frame:
-    return slide_jobs.frame_of(slide, 0.25, WHOLE)
+    return slide_run.frame_of(slide, 0.25, WHOLE)
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (129, 500), (700, 131), (640, 1100), (90, 300), (60, 70)])
 def test_the_stream_is_one_pass_over_the_whole(tmp_path, model, height, width):
     slide = Slide(pyramid(tmp_path / "a.svs", [discs(height, height, width)[0]]))
     grid, stored = Grid(frame(slide), 128, 0.5), np.zeros((height, width), np.uint16)
-    expected, tiles = whole(slide, model), grid.tiles(None)
+    expected, tiles = whole(slide, model), grid.tiles(*ALL)
     read, network = stream.reader(slide, grid), Network(model, 128, "fp32")
     done = ((corner, network(read(corner)[None])[0]) for corner in tiles)
     np.testing.assert_allclose(np.concatenate(list(stitch(grid, done))), expected, atol=1e-6)
@@ -86,7 +88,7 @@ def test_the_stream_is_one_pass_over_the_whole(tmp_path, model, height, width):
 def test_any_overlap(tmp_path, model, overlap):
     slide, stored = Slide(pyramid(tmp_path / "a.svs", [discs(1, 400, 333)[0]])), np.zeros((400, 333), np.uint16)
     grid = Grid(frame(slide), 128, overlap)
-    infer(slide, Network(model, 128, "fp32"), grid, grid.tiles(None), stored, batch=4, clock=Clock())
+    infer(slide, Network(model, 128, "fp32"), grid, grid.tiles(*ALL), stored, batch=4, clock=Clock())
     np.testing.assert_allclose(stored / STEPS, whole(slide, model, overlap=overlap), atol=5.1e-5)
 
 
@@ -97,7 +99,7 @@ def test_glass_is_skipped_and_tissue_is_not_changed_by_it(tmp_path, model):
     tissue, coarse = slide.tissue(300)
     grid, stored = Grid(frame(slide), 128, 0.5), np.zeros(image.shape[:2], np.uint16)
     tiles = grid.tiles(tissue, coarse)
-    assert len(tiles) < 0.5 * len(grid.tiles(None))
+    assert len(tiles) < 0.5 * len(grid.tiles(*ALL))
     infer(slide, Network(model, 128, "fp32"), grid, tiles, stored, batch=4, clock=Clock())
     fine = np.kron(tissue, np.ones((4, 4), bool))[:1200, :900]
     np.testing.assert_allclose(stored[fine] / STEPS, whole(slide, model)[fine], atol=5.1e-5)
@@ -149,8 +151,8 @@ def polygons(folder: Path) -> list[shapely.Polygon]:
 
 @pytest.mark.parametrize("count", [150, 700])
 def test_nuclei_in_blocks_are_those_of_one_piece(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(burden, "BLOCK", 150)
-    monkeypatch.setattr(burden, "MARGIN", 64)
+    monkeypatch.setattr(slide_outputs, "BLOCK", 150)
+    monkeypatch.setattr(slide_outputs, "MARGIN", 64)
     values = blobs(4, 470, 610, count)
     about = Frame((10, 20), (3, 4), 610, 470, 1.5, 0.5)
     folder = stored(tmp_path / "a", values)
@@ -158,7 +160,7 @@ def test_nuclei_in_blocks_are_those_of_one_piece(tmp_path, monkeypatch, count):
     for block in blocks:
         Nuclei(folder, about, "a", 5000)(block)
     labels = instances_from_probability(values, threshold=5000, min_area=30)
-    assert burden.write_geojson(folder, blocks) == labels.max() > 80
+    assert slide_outputs.write_geojson(folder, blocks) == labels.max() > 80
     expected = [shapely.Polygon(points * 1.5 + (13, 24)) for _, points in outlines(labels)]
     expected.sort(key=lambda polygon: polygon.bounds)
     for got, polygon in zip(polygons(folder), expected, strict=True):
@@ -167,15 +169,15 @@ def test_nuclei_in_blocks_are_those_of_one_piece(tmp_path, monkeypatch, count):
 
 
 def test_a_nucleus_larger_than_the_margin_is_counted_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(burden, "BLOCK", 100)
-    monkeypatch.setattr(burden, "MARGIN", 16)
+    monkeypatch.setattr(slide_outputs, "BLOCK", 100)
+    monkeypatch.setattr(slide_outputs, "MARGIN", 16)
     values = np.zeros((500, 400), np.uint16)
     values[40:420, 150:360] = 9000
     folder = stored(tmp_path / "a", values)
     blocks = [(y, x) for y in range(5) for x in range(4)]
     for block in blocks:
         Nuclei(folder, Frame((0, 0), (0, 0), 400, 500, 1, None), "a", 5000)(block)
-    assert burden.write_geojson(folder, blocks) == 1
+    assert slide_outputs.write_geojson(folder, blocks) == 1
     assert polygons(folder)[0].area == pytest.approx(380 * 210, abs=4)
 
 
@@ -184,7 +186,7 @@ def test_the_mask_is_a_pyramid_for_openslide_and_tifffile(tmp_path):
     values[200:900, 100:1700] = 5000
     values[905, 7] = 4999
     folder = stored(tmp_path / "a", values)
-    burden.write_mask(folder, Frame((0, 0), (0, 0), 2300, 1500, 1, 0.25), 5000)
+    slide_outputs.write_mask(folder, Frame((0, 0), (0, 0), 2300, 1500, 1, 0.25), 5000)
     expected = np.where(values >= 5000, 255, 0)
     coarse = np.round(expected[:1500, :2300].reshape(375, 4, 575, 4).mean((1, 3)) + 1e-6)
     with openslide.OpenSlide(folder / "mask.ome.tiff") as slide:
@@ -207,7 +209,7 @@ def test_burden_is_the_area_fraction_of_each_cell(tmp_path):
     tissue = np.ones((103, 77), bool)
     tissue[:, 70:] = False
     about = Frame((0, 0), (0, 0), 770, 1030, 1, 0.5)  # cells of 200 pixels
-    got, foreground = burden.burden(stored(tmp_path / "a", values), about, 7500, tissue, 10)
+    got, foreground = slide_outputs.burden(stored(tmp_path / "a", values), about, 7500, tissue, 10)
     assert got.shape == (6, 4)
     assert foreground == (values >= 7500).sum()
     assert got[1, 1] == pytest.approx((values[200:400, 200:400] >= 7500).mean())
@@ -215,14 +217,14 @@ def test_burden_is_the_area_fraction_of_each_cell(tmp_path):
     assert got[0, 2] == 0
     assert not np.isnan(got).any(), "more than a quarter of the last column is tissue"
     tissue[:, 64:] = False
-    assert np.isnan(burden.burden(tmp_path / "a", about, 7500, tissue, 10)[0][:, 3]).all()
+    assert np.isnan(slide_outputs.burden(tmp_path / "a", about, 7500, tissue, 10)[0][:, 3]).all()
 
 
 def test_burden_inside_and_outside_of_cancer():
     fraction = np.array([[0.8, 0.7, 0.1], [0.75, np.nan, 0.2]], np.float32)
     about = Frame((100, 0), (7, 0), 300, 200, 2.0, 1.0)  # cells of 100 pixels, 200 of level 0
     square = np.array([[107, 0], [507, 0], [507, 200], [307, 200], [307, 400], [107, 400]])
-    got = burden.inside_outside(fraction, about, [square])
+    got = slide_outputs.inside_outside(fraction, about, [square])
     assert got["burden_inside"] == pytest.approx(0.75)
     assert got["burden_outside"] == pytest.approx(0.15)
     assert got["auc"] == 1
@@ -284,7 +286,7 @@ def test_what_a_slide_leaves(tmp_path, model, path):
 def test_another_threshold_leaves_the_probability(tmp_path, model, path, monkeypatch):
     first = run_slide(model, path, tmp_path / "a" / "slide", WHOLE)
     new = run_slide(model, path, tmp_path / "b" / "slide", WHOLE._replace(threshold=0.7))
-    monkeypatch.setattr(slide_jobs, "infer", lambda *_, **__: pytest.fail("what does not depend on it was done again"))
+    monkeypatch.setattr(slide_run, "infer", lambda *_, **__: pytest.fail("what does not depend on it was done again"))
     again = run_slide(model, path, tmp_path / "a" / "slide", WHOLE._replace(threshold=0.7))
     assert again["nuclei"] == new["nuclei"]
     assert again["area_fraction"] < first["area_fraction"]
@@ -304,7 +306,7 @@ def test_a_removal_that_was_stopped_is_not_taken_for_results(tmp_path, model, pa
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(slide_jobs, "_remove", stopped)
+        patched.setattr(slide_run, "_remove", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_slide(model, path, tmp_path / "out", WHOLE._replace(tta=True))
     run_slide(model, path, tmp_path / "out", WHOLE)
@@ -328,14 +330,14 @@ def test_an_xml_of_another_program_is_no_annotation(tmp_path, model, path):
 
 
 def test_what_fails_for_one_slide_leaves_a_word_and_the_others(tmp_path, model, path, monkeypatch):
-    def work(model, slide, *_):
-        if slide.path == path:
+    def work(job):
+        if job.slide.path == path:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return {"nuclei": 1}
 
     other, told = pyramid(tmp_path / "other.svs", [discs(8, 200, 200)[0]]), []
     with monkeypatch.context() as patched:
-        patched.setattr(slide_jobs, "_work", work)
+        patched.setattr(slide_run.Job, "run", work)
         rows = run_slides(model, [path, other], tmp_path / "out", WHOLE, on_row=told.append)
     assert told == rows
     assert [row["status"] for row in rows] == ["broken", "done"]
@@ -511,7 +513,7 @@ def test_flips_and_turns_are_those_of_the_evaluation(tmp_path, path):
 def test_changed_code_makes_a_slide_stale(tmp_path, model, path, monkeypatch):
     assert run_slide(model, path, tmp_path / "out", WHOLE)["status"] == "done"
     assert run_slide(model, path, tmp_path / "out", WHOLE)["status"] == "already done"
-    monkeypatch.setattr(slide_jobs, "code_sha256", lambda *_: "other")
+    monkeypatch.setattr(slide_run, "code_sha256", lambda *_: "other")
     assert run_slide(model, path, tmp_path / "out", WHOLE)["status"] == "done"
 
 
@@ -584,7 +586,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 import csamnet.slide_figures
 from test_stream import Dark, WHOLE
-from csamnet.slide_jobs import run_slide
+from csamnet.slide_run import run_slide
 class Slow(Dark):
     def forward(self, x):
         time.sleep(0.02)

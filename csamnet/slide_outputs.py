@@ -23,54 +23,10 @@ from csamnet.instances import detection, instances_from_probability, outlines
 from csamnet.metrics import roc_auc, score_histogram
 from csamnet.readers.common import is_drawable, read_outlines
 from csamnet.readers.slides import read_regions
+from csamnet.slides import CHUNK, STEPS, Frame
 
-STEPS = 10_000
-"""Probability is stored in whole steps, uint16: within 5e-5 of what the network said, and glass takes no room."""
-CHUNK = 512  # pixels a side of what is stored at once, and of a tile of the mask
 BLOCK, MARGIN = 1024, 128  # pixels: nuclei are looked for in blocks, with a margin around each
 FARTHEST = 512  # pixels: the margin where nuclei of the block hang together with what lies beyond the first margin
-CELL_UM, CELL_PIXELS = 100, 400  # side of a cell of the burden, in pixels where the resolution is not known
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The part of a slide that is looked at, and how finely."""
-
-    corner: tuple[float, float]  # (x, y) in pixels of level 0, from the corner of the scanned area
-    offset: tuple[int, int]  # of the scanned area on level 0
-    width: int  # pixels at the resolution of the network
-    height: int
-    scale: float  # pixels of level 0 to one of these
-    mpp: float | None  # um to one of these
-
-    @property
-    def cell(self) -> float:
-        """Pixels a side of a cell of the burden."""
-        return CELL_UM / self.mpp if self.mpp else CELL_PIXELS
-
-    def on_slide(self, points: np.ndarray) -> np.ndarray:
-        """(n, 2) x, y in pixels of the frame as x, y of the slide's level 0."""
-        return np.asarray(points) * self.scale + self.corner + self.offset
-
-    def tissue_in(self, boxes: tuple[Sequence, Sequence, Sequence, Sequence], tissue: np.ndarray, coarse: float):
-        """Share of tissue in boxes (tops, bottoms, lefts, rights), pixels of the frame; (tops, lefts) float.
-
-        `tissue` and `coarse` are those of `Slide.tissue`; its pixels that a box meets count whole.
-        """
-        ends = []
-        for axis, (low, high) in ((1, boxes[:2]), (0, boxes[2:])):
-            low, high = ((np.asarray(at) * self.scale + self.corner[axis]) / coarse for at in (low, high))
-            most = tissue.shape[1 - axis]
-            low = np.clip(np.floor(low + 1e-6), 0, most - 1).astype(int)
-            ends += [low, np.maximum(np.clip(np.ceil(high - 1e-6), 1, most).astype(int), low + 1)]
-        top, bottom, left, right = ends
-        sums = np.pad(tissue.cumsum(0, int).cumsum(1), ((1, 0), (1, 0)))
-        held = sums[bottom][:, right] - sums[top][:, right] - sums[bottom][:, left] + sums[top][:, left]
-        return held / ((bottom - top)[:, None] * (right - left))
-
-    def share_of(self, tissue: np.ndarray, coarse: float) -> float:
-        """Share of the frame that is tissue."""
-        return float(self.tissue_in(([0], [self.height], [0], [self.width]), tissue, coarse)[0, 0])
 
 
 # -------------------------------------------------------------------------------------------- nuclei
