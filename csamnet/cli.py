@@ -94,16 +94,11 @@ def prepare(
     from csamnet.manifest import read_manifest
     from csamnet.prepare import prepare
 
-    def progress(records):
-        with bar(f"Preparing {name}") as tick:
-            for done, record in enumerate(records, 1):
-                yield record
-                tick(done, len(records))
-
     if mpp and not own:
         raise InputError("--mpp is for a data set of your own", mend='add --own MODALITY, such as --own "H&E tiles"')
     mine = {"modality": own, "mpp": mpp} if own else None
-    folder = prepare(name, source, root, own=mine, form=form, allow_partial=allow_partial, progress=progress)
+    with bar(f"Preparing {name}") as tick:
+        folder = prepare(name, source, root, own=mine, form=form, allow_partial=allow_partial, on_record=tick)
     table = read_manifest(folder)
     counts = ", ".join(f"{split} {count}" for split, count in table["split"].value_counts().items())
     console.print(f"{folder}: {counts}; {table['objects'].sum()} objects", soft_wrap=True)

@@ -28,7 +28,7 @@ from csamnet.readers import READERS, common, read_release
 from csamnet.readers.common import SPLITS, Pixels, Record, Release, innermost, is_tree, unpack
 
 _ROWS = ".rows"  # what is done of a tree that is being built
-Progress = Callable[[list[Record]], Iterable[Record]]
+Progress = Callable[[int, int], None]  # of records: done, all
 
 
 def prepare(
@@ -39,17 +39,16 @@ def prepare(
     own: dict | None = None,
     form: str | None = None,
     allow_partial: bool = False,
-    progress: Progress = iter,
+    on_record: Progress = lambda done, all_: None,
 ) -> Path:
     """Write `root`/NAME from the release, zip or tree at `source`, and return that folder.
 
     The tree is built beside its place and moved there whole; where that was stopped, the same call goes on. The
     same files and code again do nothing; an older tree is replaced only by a complete one. `source` is only
-    read, unless it is `root`/NAME itself: then its images stay and the manifest is added. `progress` wraps the
-    list of records, as tqdm does. Raises one InputError with all that is wrong. `allow_partial` leaves out what
-    cannot be used and takes empty splits, noting both, but never a name, a group or the same pixels in two splits.
-    `own` makes NAME a data set of one's own: the arguments of `own_dataset` besides the name. `form` is one of the
-    table's `forms`, None the first.
+    read, unless it is `root`/NAME itself: then its images stay and the manifest is added. Raises one InputError with
+    all that is wrong. `allow_partial` leaves out what cannot be used and takes empty splits, noting both, but never a
+    name, a group or the same pixels in two splits. `own` makes NAME a data set of one's own: the arguments of
+    `own_dataset` besides the name. `form` is one of the table's `forms`, None the first.
     """
     dataset, source = own_dataset(name, **own) if own else get_dataset(name, root), Path(source)
     target = Path(root) / dataset.name
@@ -67,7 +66,7 @@ def prepare(
             provenance = _provenance(dataset, release, allow_partial)
             if not _is_current(target, provenance):
                 folder = target if in_place else _stage(staging, provenance)
-                table, notes = _build(dataset, release, folder, in_place, allow_partial, progress)
+                table, notes = _build(dataset, release, folder, in_place, allow_partial, on_record)
                 _describe(dataset, release.sample, folder, table, notes, provenance)
                 if not in_place:
                     _drop(staging / _ROWS)
@@ -175,43 +174,53 @@ def _check_place(source: Path, target: Path) -> bool:
 
 
 def _build(
-    dataset: Dataset, release: Release, folder: Path, in_place: bool, allow_partial: bool, progress: Progress
+    dataset: Dataset, release: Release, folder: Path, in_place: bool, allow_partial: bool, on_record: Progress
 ) -> tuple[pd.DataFrame, list[str]]:
     """Read every record and write its files, unless they stay in place; the manifest and notes."""
     records, rule = assign_splits(dataset, release.records)
     faults, notes, rows = list(release.problems), [f"split: {rule}", *release.notes], []
-    for record in progress(records):
+    for done, record in enumerate(records, 1):
         try:
-            if record.split is None:
-                mend = "put it below a folder with train or test in its name"
-                raise InputError("neither train nor test", path=record.files["image"], mend=mend)
-            if not record.name.isprintable():
-                raise InputError("a name that not every system can write", found=ascii(record.name), mend="rename it")
-            kept = folder / _ROWS / f"{record.split}-{record.name}.json"
-            if in_place or not kept.exists():
-                pixels = record.load() if in_place else reduce(record.load(), dataset.longest)
-                files = record.files if in_place else _write(folder, record, pixels)
-                row, said = _row(folder, record, pixels, files), list(pixels.notes)
-                if not in_place:
-                    write_json(kept, {"row": row, "notes": said})
-            else:
-                row, said = read_json(kept).values()
+            row, said = _take(record, folder, in_place, dataset.longest)
             rows.append(row)
             notes += said
         except InputError as error:
             faults.append(error)
+        on_record(done, len(records))
     rows.sort(key=lambda row: (row["split"] == "test", row["name"]))  # whatever the release's order
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     needed = SPLITS if dataset.annotated else ()
     faults += [InputError(f"no image in {name}") for name in needed if name not in set(table["split"])]
+    _check_table(dataset, table, faults, allow_partial)
+    return table, notes + list(dict.fromkeys(" ".join(str(error).split()) for error in faults))
+
+
+def _take(record: Record, folder: Path, in_place: bool, longest: int | None) -> tuple[dict, list[str]]:
+    """Write a record's files, unless they stay in place or were written before a stop; its row and notes."""
+    if record.split is None:
+        mend = "put it below a folder with train or test in its name"
+        raise InputError("neither train nor test", path=record.files["image"], mend=mend)
+    if not record.name.isprintable():
+        raise InputError("a name that not every system can write", found=ascii(record.name), mend="rename it")
+    kept = folder / _ROWS / f"{record.split}-{record.name}.json"
+    if not in_place and kept.exists():
+        return tuple(read_json(kept).values())
+    pixels = record.load() if in_place else reduce(record.load(), longest)
+    row = _row(folder, record, pixels, record.files if in_place else _write(folder, record, pixels))
+    if not in_place:
+        write_json(kept, {"row": row, "notes": list(pixels.notes)})
+    return row, list(pixels.notes)
+
+
+def _check_table(dataset: Dataset, table: pd.DataFrame, faults: list[InputError], allow_partial: bool) -> None:
+    """Raises one InputError with all that is wrong; with `allow_partial`, where there is an image, only of leaks."""
     leaks = [error for column in ("name", "group", "pixels_sha256") for error in _leaks(table, column)]
-    errors = leaks if allow_partial and rows else leaks + faults
+    errors = leaks if allow_partial and len(table) else leaks + faults
     errors = dict.fromkeys(map(str, errors))  # many records may share a file
     if errors:
         listed = "".join(f"\n- {error}" for error in errors)
-        hint = "" if leaks or not rows else "\nTo go on without these: --allow-partial"
+        hint = "" if leaks or table.empty else "\nTo go on without these: --allow-partial"
         raise InputError(f"{dataset.name} cannot be prepared; problems: {len(errors)}{listed}{hint}")
-    return table, notes + list(dict.fromkeys(" ".join(str(error).split()) for error in faults))
 
 
 def reduce(pixels: Pixels, longest: int | None) -> Pixels:

@@ -90,15 +90,13 @@ def test_masks_alone_count_connected_parts(tmp_path):
 def test_again_does_nothing_and_progress_sees_each_record(tmp_path):
     source, seen = lay(tmp_path / "source"), []
 
-    def progress(records):
-        for record in records:
-            seen.append(record.name)
-            yield record
+    def tick(*done):
+        seen.append(done)
 
-    folder = prepare("MoNuSeg", source, tmp_path, progress=progress)
-    assert sorted(seen) == list("abcdefgh")
+    folder = prepare("MoNuSeg", source, tmp_path, on_record=tick)
+    assert seen == [(done, 8) for done in range(1, 9)]
     before = state(folder)
-    assert prepare("MoNuSeg", source, tmp_path, progress=progress) == folder
+    assert prepare("MoNuSeg", source, tmp_path, on_record=tick) == folder
     assert state(folder) == before
     assert len(seen) == 8
 
@@ -380,14 +378,12 @@ def contents(folder: Path) -> dict[str, str]:
 def test_a_preparation_that_was_killed_goes_on(tmp_path, monkeypatch):
     source, root, loaded = lay(tmp_path / "in"), tmp_path / "root", []
 
-    def stop(records):
-        for count, record in enumerate(records):
-            if count == 3:
-                raise KeyboardInterrupt
-            yield record
+    def stop(done, all_):
+        if done == 3:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare("MoNuSeg", source, root, progress=stop)
+        prepare("MoNuSeg", source, root, on_record=stop)
     assert not (root / "MoNuSeg").exists()
     load = Record.load
     monkeypatch.setattr(Record, "load", lambda self: loaded.append(self.name) or load(self))
@@ -401,14 +397,12 @@ def test_a_preparation_that_was_killed_goes_on(tmp_path, monkeypatch):
 def test_one_preparation_of_a_tree_at_a_time(tmp_path):
     source, root, seen = lay(tmp_path / "in"), tmp_path / "root", []
 
-    def meanwhile(records):
-        for record in records:
-            with pytest.raises(InputError, match="being prepared by another process"):
-                prepare("MoNuSeg", source, root)
-            seen.append(record.name)
-            yield record
+    def meanwhile(*done):
+        with pytest.raises(InputError, match="being prepared by another process"):
+            prepare("MoNuSeg", source, root)
+        seen.append(done)
 
-    folder = prepare("MoNuSeg", source, root, progress=meanwhile)
+    folder = prepare("MoNuSeg", source, root, on_record=meanwhile)
     assert len(seen) == 8
     assert contents(folder) == contents(prepare("MoNuSeg", source, tmp_path / "other"))
     assert [path.name for path in root.iterdir()] == ["MoNuSeg"]
