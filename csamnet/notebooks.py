@@ -21,7 +21,7 @@ from csamnet.compare import collect
 from csamnet.config import PROFILES, SIZES, RunConfig, experiment, make_config
 from csamnet.data import Sample, load_split
 from csamnet.datasets import Dataset, get_dataset
-from csamnet.evaluate import evaluate, evaluate_otsu, load_run, predictor
+from csamnet.evaluate import evaluate, evaluate_otsu, load_run, pick_device, predictor
 from csamnet.figures import View, spread, true_objects
 from csamnet.files import InputError, atomic, read_json
 from csamnet.inference import load, predict, touching
@@ -69,8 +69,7 @@ def notebook_config(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[
     root, results = (Path(str(given.pop(*name))) for name in (("root", usual), ("results", RESULTS)))
     device = given.pop("device", "auto")
     given.pop("weights", None)
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError("unknown device", expected="auto | cpu | cuda", found=repr(device))
+    pick_device(device)
     entry = get_dataset(given["dataset"], root)
     given["dataset"] = entry.name
     return make_config(given.pop("profile"), **given), root, results, device

@@ -169,11 +169,15 @@ def _refuse(error: OSError) -> None:
 def demand(dataset: Dataset, folders: list[Path], found: dict[str, dict]) -> None:
     """Raises InputError where there are no files of a kind."""
     if not all(found.values()):
-        inside = ", ".join(sorted(path.name for path in folders[0].iterdir())[:6]) or "nothing"
-        what, mend = f"{dataset.name} is not here", dataset.how_to_get
         expected = f"{' and '.join(found)} of the same names, or {{train,val,test}}/{{img,mask}}/*.png"
-        listed = f"{', '.join(f'{len(paths)} {kind}' for kind, paths in found.items())} among {inside}"
-        raise InputError(what, path=folders[0], expected=expected, found=listed, mend=mend)
+        raise not_here(dataset, folders, expected, ", ".join(f"{len(paths)} {kind}" for kind, paths in found.items()))
+
+
+def not_here(dataset: Dataset, folders: list[Path], expected: str, found: str = "") -> InputError:
+    """The error where a release is looked for in vain; `found`: what there is of it."""
+    inside = ", ".join(sorted(path.name for path in folders[0].iterdir())[:6]) or "nothing"
+    what, listed = f"{dataset.name} is not here", f"{found} among {inside}" if found else inside
+    return InputError(what, path=folders[0], expected=expected, found=listed, mend=dataset.how_to_get)
 
 
 def read_tree(dataset: Dataset, folder: Path) -> Release:

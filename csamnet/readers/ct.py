@@ -22,7 +22,7 @@ from skimage.draw import polygon2mask, polygon_perimeter
 from csamnet.datasets import Dataset
 from csamnet.files import InputError
 from csamnet.images import IMAGE_SUFFIXES, read_image, read_labels
-from csamnet.readers.common import Pixels, Record, Release, by_stem, innermost
+from csamnet.readers.common import Pixels, Record, Release, by_stem, innermost, not_here
 
 LEVEL, WIDTH = -600, 1500  # the lung window, in Hounsfield units
 CROP = 128  # pixels
@@ -72,14 +72,8 @@ def read_lidc(dataset: Dataset, folders: list[Path], form: str = "crops") -> Rel
     release, passed, numbers = Release(), Counter(), Counter()
     series, readings = find_series(folders, release, passed), find_readings(folders, release, passed)
     if not release.problems and not (series and readings):
-        inside = ", ".join(sorted(path.name for path in folders[0].iterdir())[:6]) or "nothing"
-        raise InputError(
-            f"{dataset.name} is not here",
-            path=folders[0],
-            expected="CT series (*.dcm) and their readers' XML in any folders, or folders img and readers",
-            found=f"{len(series)} CT series, XML of {len(readings)} among {inside}",
-            mend=dataset.how_to_get,
-        )
+        expected = "CT series (*.dcm) and their readers' XML in any folders, or folders img and readers"
+        raise not_here(dataset, folders, expected, f"{len(series)} CT series, XML of {len(readings)}")
     if alone := [str(readings[uid].path) for uid in sorted(readings.keys() - series.keys())]:
         what, mend = f"XML without its series: {len(alone)}", "download the series, or take these XML away"
         release.problems.append(InputError(what, found=", ".join(alone), mend=mend))

@@ -15,7 +15,7 @@ from defusedxml import ElementTree
 from csamnet.datasets import Dataset
 from csamnet.files import InputError
 from csamnet.images import IMAGE_SUFFIXES
-from csamnet.readers.common import Pixels, Record, Release, by_stem, is_drawable, rasterise, read_outlines
+from csamnet.readers.common import Pixels, Record, Release, by_stem, is_drawable, not_here, rasterise, read_outlines
 from csamnet.slides import Slide
 
 SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".dcm", ".svslide", *IMAGE_SUFFIXES)
@@ -33,7 +33,7 @@ def read_bach(dataset: Dataset, folders: list[Path]) -> Release:
     release, slides, outlines = Release(), by_stem(folders, ".svs"), by_stem(folders, ".xml")
     if not (slides and outlines):
         expected = "A01.svs to A10.svs with A01.xml to A10.xml, in any folders"
-        raise _not_here(dataset, folders, expected)
+        raise not_here(dataset, folders, expected)
     if bare := sorted(set(slides) - set(outlines)):
         release.notes.append(f"left out, since without annotation: {', '.join(bare)}")
     for name in sorted(outlines):
@@ -55,7 +55,7 @@ def read_slides(dataset: Dataset, folders: list[Path]) -> Release:
     """
     release, slides, seen = Release(), by_stem(folders, *SUFFIXES), {}
     if not slides:
-        raise _not_here(dataset, folders, "slides that OpenSlide reads, or plain images")
+        raise not_here(dataset, folders, "slides that OpenSlide reads, or plain images")
     for name, paths in sorted(slides.items()):
         try:
             if len(paths) > 1:
@@ -178,9 +178,3 @@ def _open(path: Path, changed: int) -> Slide:
 @lru_cache(maxsize=2)
 def _regions(path: Path, changed: int) -> list[tuple[int, np.ndarray]]:
     return [(number, points) for number, points in read_regions(path) if is_drawable(points)]
-
-
-def _not_here(dataset: Dataset, folders: list[Path], expected: str) -> InputError:
-    found = ", ".join(sorted(path.name for path in folders[0].iterdir())[:6]) or "nothing"
-    what, mend = f"{dataset.name} is not here", dataset.how_to_get
-    return InputError(what, path=folders[0], expected=expected, found=found, mend=mend)
