@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,6 +168,47 @@ def test_foreground_sampling_centres_on_foreground():
     assert not masks.any()
 
 
+def test_an_image_without_foreground_is_drawn_from_everywhere():
+    picture = numbered(400, 400)
+    picture.truth[:] = False
+    pixels, _ = draw(atlas(picture), replace(PLAIN, foreground=1.0), batch=64)
+    assert pixels[..., :2].min((0, 1, 2)).max() < 30, "some begin near the edge"
+    assert (pixels[:, 64, 64, 0].round() % 256).max() > 150, "and some do not"
+
+
+def test_without_turns_there_are_two_views():
+    picture, seen = numbered(128, 128), set()
+    pixels, _ = draw(atlas(picture), replace(PLAIN, turns=False), batch=32)
+    for crop in pixels.round().astype(np.uint8):
+        seen |= {name for name, view in (("as it is", crop), ("mirrored", crop[:, ::-1]))
+                 if np.array_equal(view, picture.pixels)}  # fmt: skip
+        assert any(np.array_equal(view, picture.pixels) for view in (crop, crop[:, ::-1]))
+    assert seen == {"as it is", "mirrored"}
+
+
+def test_crops_are_stained_then_coloured_then_blurred_then_cut_off(monkeypatch):
+    """Each by its own strength; on the way to the network nothing is below 0 or above 255."""
+    steps = {"stain_jitter": lambda x: 0 * x + 200, "colour_jitter": lambda x: x / 2, "blur": lambda x: x + 7}
+    for name, step in steps.items():
+        monkeypatch.setattr(data, name, lambda x, _, strength, step=step: step(x) + 100 * strength)
+    config = replace(PLAIN, stain=0.1, colour=0.2, blur=0.3)
+    pixels, _ = draw(atlas(numbered(128, 128)), config, batch=2)
+    assert np.allclose(pixels, (200 + 10) / 2 + 20 + 7 + 30, atol=1e-3)
+    assert np.allclose(draw(atlas(numbered(128, 128)), replace(config, blur=3.0), batch=2)[0], 255)
+
+
+def test_image_and_mask_have_one_size():
+    for shape in ((100, 120), (120, 100)):
+        picture = Picture(np.zeros((100, 100, 3), np.uint8), np.zeros(shape, bool))
+        with pytest.raises(InputError, match="image and mask differ in size"):
+            data.pair(picture)
+
+
+def test_pixels_stay_on_the_device_up_to_the_budget(tmp_path):
+    for budget, mapped in ((4 * 130 * 140, False), (4 * 130 * 140 - 1, True)):
+        assert atlas(numbered(130, 140), tmp_path=tmp_path, budget=budget).mapped is mapped
+
+
 def test_foreground_points_are_spread_over_all_of_it():
     truth = np.zeros((90, 110), bool)
     truth[10:80, 5:100] = True
@@ -220,6 +262,15 @@ def test_stain_jitter_scales_and_shifts_each_dye():
     )
 
 
+def test_each_dye_of_each_crop_is_changed_by_its_own_amount(monkeypatch):
+    monkeypatch.setattr(data, "restain", lambda pixels, factors, shifts: (factors, shifts))
+    for values, middle, reach in zip(data.stain_jitter(noise(2000), draws(2000), 0.4), (1, 0), (0.4, 0.1), strict=True):
+        assert values.shape == (2000, 3)
+        assert values.min(0).values.numpy() == pytest.approx(middle - reach, abs=0.02 * reach)
+        assert values.max(0).values.numpy() == pytest.approx(middle + reach, abs=0.02 * reach)
+        assert np.abs(np.corrcoef(values.numpy().T) - np.eye(3)).max() < 0.1
+
+
 def test_colour_jitter_by_hand():
     grey = torch.full((200, 3, 4, 4), 100.0)
     factor = data.colour_jitter(grey, draws(200), 0.2).flatten(1) / 100
@@ -260,6 +311,12 @@ def test_samples_of_a_split(tree):
     assert sample.image().shape == (*sample.mask().shape, 3)
     assert np.array_equal(sample.labels() > 0, sample.mask())
     assert sample.group
+
+
+def test_samples_know_whether_their_objects_touch(tree, monkeypatch):
+    for touching in (True, False):
+        monkeypatch.setattr(data, "get_dataset", lambda *_, touching=touching: SimpleNamespace(touching=touching))
+        assert {sample.touching for sample in load_split(tree, "MoNuSeg", "test")} == {touching}
 
 
 def test_split_that_is_empty_or_not_there(tree, tmp_path):

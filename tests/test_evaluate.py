@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from sklearn.metrics import average_precision_score, jaccard_score
+from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 from tiny import lay
 from torch import nn
 
@@ -83,6 +83,39 @@ def test_weight_is_smooth_symmetric_and_never_zero():
     assert torch.allclose(weight, weight.flip(0), atol=1e-6)
     assert torch.allclose(weight, weight.T)
     assert weight[63, 63] > 0.99
+    line = np.sin(np.pi * np.array([0.5, 1.5, 2.5, 3.5]) / 4) ** 2
+    assert tile_weight(4, torch.device("cpu")).numpy() == pytest.approx(np.outer(line, line), abs=1e-6)
+
+
+def test_a_run_predicts_with_its_own_settings(monkeypatch):
+    used = []
+    monkeypatch.setattr("csamnet.evaluate.predict_probability", lambda model, image, **given: used.append(given))
+    config = tiny.settings(tile=144, overlap=0.3, val_overlap=0.1, tta=True, batch=5, precision="bf16")
+    predictor(None, config)(noise(4, 4))
+    predictor(None, config, overlap=0.6)(noise(4, 4))
+    own = {"tile": 144, "overlap": 0.3, "tta": True, "batch": 5, "precision": "bf16"}
+    assert used == [own, own | {"overlap": 0.6}]
+
+
+def test_validation_by_hand(tree, monkeypatch):
+    """At the run's threshold, with the overlap of validations and one view."""
+    used, samples = [], load_split(tree, "MoNuSeg", "val")
+
+    def predict(model, image, **given):
+        used.append(given)
+        return np.where(image[..., 0] < 130, 0.8, np.where(image[..., 1] < 200, 0.6, 0.1)).astype(np.float32)
+
+    monkeypatch.setattr("csamnet.evaluate.predict_probability", predict)
+    config = tiny.settings(threshold=0.7, overlap=0.5, val_overlap=0.1, tta=True)
+    counts, histogram = validate(None, samples, config)
+    assert {(given["overlap"], given["tta"]) for given in used} == {(0.1, False)}
+    truth = np.concatenate([sample.mask().ravel() for sample in samples])
+    found = np.concatenate([(sample.image()[..., 0] < 130).ravel() for sample in samples])
+    scores = validation_scores(counts, histogram)
+    assert scores["val_miou"] == pytest.approx(jaccard_score(truth, found, average="macro"))
+    assert scores["val_dice"] == pytest.approx(f1_score(truth, found))
+    exact = np.concatenate([predict(None, sample.image()).ravel() for sample in samples])
+    assert scores["val_ap"] == pytest.approx(average_precision_score(truth, exact), abs=1e-4)
 
 
 @pytest.mark.parametrize("size", [(128, 128), (131, 307), (40, 500), (1, 1)])
@@ -159,6 +192,37 @@ def test_only_nuclei_are_split(tree, run):
     counts = [measure(lambda image: lobes, [replace(sample, touching=touching)], config, {}).rows[0]["n_pred"]
               for touching in (True, False)]  # fmt: skip
     assert counts == [2, 1]
+
+
+def test_measures_are_at_the_threshold_of_the_run(tree):
+    samples = load_split(tree, "MoNuSeg", "test")
+
+    def predict(image):
+        return np.where(image[..., 0] < 130, 0.7, 0.6).astype(np.float32)
+
+    low, high = (measure(predict, samples, tiny.settings(threshold=threshold), {}) for threshold in (0.65, 0.75))
+    for row, sample in zip(low.rows, samples, strict=True):
+        assert row["recall"] > 0.9
+        assert (row["height"], row["width"]) == sample.mask().shape
+        assert row["n_pred"] > 3, "nuclei too"
+    assert [row["n_pred"] for row in high.rows] == [row["tp"] for row in high.rows] == [0, 0]
+    assert len(low.objects) == sum(row["n_true"] for row in low.rows)
+    blind = measure(predict, [samples[0], replace(samples[1], labels_path=None)], tiny.settings(), {})
+    assert blind.objects.empty, "those of one image would be taken for all"
+
+
+def test_other_data_are_measured_anew(run, tree, tmp_path):
+    copy, root = Path(shutil.copytree(run, tmp_path / "run")), Path(shutil.copytree(tree, tmp_path / "prepared"))
+    evaluate(copy, root, device="cpu")
+    before = read_summary(copy)
+    manifest, card = root / "MoNuSeg" / "manifest.csv", read_json(root / "MoNuSeg" / "dataset.json")
+    table = pd.read_csv(manifest, keep_default_na=False)
+    table.loc[table["split"] == "test", "organ"] = "skin"
+    table.to_csv(manifest, index=False)
+    write_json(root / "MoNuSeg" / "dataset.json", card | {"manifest_sha256": sha256_file(manifest)})
+    folder = evaluate(copy, root, device="cpu")
+    assert set(pd.read_csv(folder / "per_image.csv")["organ"]) == {"skin"}
+    assert read_summary(copy)["fingerprint"] != before["fingerprint"]
 
 
 def test_an_evaluation_is_not_repeated_until_something_changes(run, tree, monkeypatch):
@@ -280,6 +344,9 @@ def test_other_images_of_a_patient_that_a_run_has_learned_from_are_refused(run, 
     with pytest.raises(InputError, match=f"1 of {len(samples)}: {samples[0].name}"):
         known_images(copy, samples, own=True, split="test")
     assert known_images(copy, samples, own=False, split="test") == [], "elsewhere a name is no patient"
+    write_json(copy / "images.json", told | {"groups": {"train": [], "val": [samples[1].group]}})
+    with pytest.raises(InputError, match=f"1 of {len(samples)}: {samples[1].name}"):
+        known_images(copy, samples, own=True, split="test")
 
 
 def test_subsets_are_measured_apart(run, kumar, tmp_path, monkeypatch):

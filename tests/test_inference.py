@@ -308,6 +308,42 @@ def test_an_image_without_nuclei(tmp_path):
     assert (overlay(image, prediction.labels) == 255).all()
 
 
+@pytest.mark.parametrize(("mpp", "side"), [(0.25, 100), (0.275, 100), (0.23, 100), (0.28, 112), (0.22, 88), (0.5, 200)])
+def test_images_are_resized_where_they_are_more_than_a_tenth_off(mpp, side):
+    image = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    found = inference.at_resolution(image, mpp, 0.25)
+    assert found.shape == (side, side, 3)
+    if side != 100:
+        expected = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(found, np.array(expected))
+
+
+def test_probability_is_resized_smoothly_and_labels_are_not():
+    step = np.repeat([[0, 1]], 2, 0)
+    assert set(np.unique(inference.resized(step.astype(np.int32) * 7, (8, 8)))) == {0, 7}
+    smooth = inference.resized(step.astype(np.float32), (8, 8))
+    assert ((smooth > 0.1) & (smooth < 0.9)).any()
+    assert smooth.min() >= 0
+    assert smooth.max() <= 1
+
+
+def test_a_resolution_beyond_sixteen_times_is_refused():
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert inference.at_resolution(image, 4.0, 0.25).shape == (1024, 1024, 3)
+    for mpp in (4.1, 0.25 / 17):
+        with pytest.raises(InputError, match="cannot be worked at"):
+            inference.at_resolution(image, mpp, 0.25)
+
+
+def test_the_threshold_of_a_prediction_is_foreground(monkeypatch):
+    values = np.full((64, 64), 0.2, np.float32)
+    values[20:40, 20:40] = 0.75
+    monkeypatch.setattr(inference, "predictor", lambda model, config: lambda image: values)
+    found = predict(Dark(), np.zeros((64, 64, 3), np.uint8), threshold=0.75)
+    np.testing.assert_array_equal(found.mask, values > 0.5)
+    np.testing.assert_array_equal(found.labels > 0, values > 0.5)
+
+
 def test_stems_do_not_collide():
     paths = ["a/x.png", "b/x.tif", "x-2.png", "c/X.png", "y.png"]
     assert stems(paths) == ["x", "x-2", "x-2-2", "X-3", "y"]
@@ -324,6 +360,13 @@ def test_predict_files(tmp_path):
     assert counts["nuclei"].tolist() == [3, 2]
     assert counts["name"].tolist() == ["x", "x-2"]
     assert counts["area_um2"].tolist() == pytest.approx(counts["area_px"] / 4)
+    assert counts["image"].tolist() == [str(path) for path in paths]
+    for row in counts.itertuples():
+        table = pd.read_csv(out / f"{row.name}_nuclei.csv")
+        mask = np.array(Image.open(out / f"{row.name}_mask.png")) > 0
+        assert (row.area_px, row.nuclei) == (table["area_px"].sum(), len(table))
+        assert row.coverage == pytest.approx(mask.mean())
+        assert table["area_um2"].tolist() == pytest.approx((table["area_px"] / 4).tolist())
     assert pd.read_csv(out / "counts.csv")["nuclei"].tolist() == [3, 2]
     assert len(list(out.iterdir())) == 2 * len(inference.FILES) + 1
 

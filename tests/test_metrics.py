@@ -117,6 +117,19 @@ def test_ranking_by_hand():
     assert metrics.roc_auc(hist) == pytest.approx(3.5 / 4)
 
 
+def test_the_least_and_the_greatest_probabilities_are_told_from_0_and_1():
+    tiny, top = np.finfo(np.float32).tiny, np.nextafter(np.float32(1), np.float32(0))
+    for scores in ((0.0, tiny), (top, 1.0)):
+        assert metrics.roc_auc(metrics.score_histogram(np.array(scores, np.float32), np.array([0, 1]))) == 1
+
+
+def test_coarse_bins_end_at_their_edges():
+    logits = np.array([-12.01, -11.999, -0.001, 0.001, 0.0305, 0.032, 12.01])
+    scores = metrics.coarse(metrics.score_histogram(expit(logits), np.array([0, 0, 0, 1, 1, 1, 1])))
+    assert [np.flatnonzero(row).tolist() for row in scores] == [[0, 1, 384], [385, 386, 769]]
+    assert scores.sum(1).tolist() == [3, 4]
+
+
 def test_ranking_of_an_absent_class_is_nan():
     for target in (np.zeros((8, 8)), np.ones((8, 8))):
         hist = metrics.score_histogram(np.full((8, 8), 0.3), target)
@@ -147,6 +160,19 @@ def test_curves_hold_the_measures_of_their_thresholds():
     assert np.trapezoid(table.recall, table.fpr) == pytest.approx(
         roc_auc_score(target.ravel(), scores.ravel()), abs=1e-3
     )
+
+
+def test_curves_by_hand():
+    """Every pixel of a threshold's row is at or above it, and no other."""
+    scores = np.array([0.9, 0.8, 0.1], np.float32)
+    table = metrics.curves(metrics.score_histogram(scores, np.array([1, 0, 1])), points=3)
+    assert [int((scores >= threshold).sum()) for threshold in table.threshold] == [1, 2, 3]
+    assert table[["precision", "recall", "fpr"]].to_numpy() == pytest.approx(
+        np.array([[1, 1 / 2, 0], [1 / 2, 1 / 2, 1], [2 / 3, 1, 1]])
+    )
+    full = metrics.curves(metrics.score_histogram(scores, np.ones(3)))
+    assert isnan(full.fpr)
+    assert (full.precision == 1).all()
 
 
 def test_curves_of_an_absent_class():
@@ -249,6 +275,16 @@ def test_one_prediction_over_two_nuclei_counts_twice_in_aji():
     assert isnan([found["sq"]])
 
 
+def test_a_partner_in_aji_is_that_of_highest_iou_and_not_of_most_pixels():
+    true, pred = np.zeros((2, 12, 20), int)
+    true[:2, :10] = 1  # 20 pixels; one prediction has 12 of them and 100 more, the other 8 and no more
+    pred[:2, :6], pred[2:, :10] = 1, 1
+    pred[:2, 6:] = 0
+    pred[:2, 6:10] = 2
+    counts = metrics.instance_counts(pred, true)
+    assert (counts["aji_intersection"], counts["aji_union"]) == (8, 20 + 112)
+
+
 def test_instances_undefined_and_empty():
     empty, some = np.zeros((64, 64), int), discs()
     assert isnan(metrics.from_instances(**metrics.instance_counts(empty, empty)).values())
@@ -293,6 +329,8 @@ def test_pool_and_mean():
     scores, labels = (np.concatenate(parts, axis=0) for parts in zip(*scenes, strict=True))
     assert {k: pooled[k] for k in metrics.PIXEL} == metrics.from_counts(**metrics.confusion(scores >= 0.5, labels > 0))
     assert pooled["ap"] == pytest.approx(average_precision_score(labels.ravel() > 0, scores.ravel()), abs=1e-4)
+    assert pooled["auc"] == pytest.approx(roc_auc_score(labels.ravel() > 0, scores.ravel()), abs=1e-4)
+    assert rows[0]["auc"] == pytest.approx(roc_auc_score(scenes[0][1].ravel() > 0, scenes[0][0].ravel()), abs=1e-4)
     assert pooled["n_true"] == 108
     assert pooled["pq"] == pytest.approx(means["pq"], abs=0.05)
     assert pooled["hd95"] == means["hd95"] == pytest.approx(np.mean([row["hd95"] for row in rows]))
@@ -316,6 +354,19 @@ def test_empty_images_and_unknown_instances_are_left_out():
     pooled = metrics.pool([full], total)
     assert isnan(pooled[k] for k in (*metrics.INSTANCE, "n_true"))
     assert pooled["hd95"] == full["hd95"]
+    both = metrics.pool([full, blank], total)
+    assert isnan(both[k] for k in (*metrics.INSTANCE, "n_true")), "one does not tell its own apart"
+    assert both["hd95"] == full["hd95"], "of the one where it is defined"
+
+
+def test_the_threshold_is_foreground_and_a_mask_may_be_255():
+    labels = discs()
+    score = np.where(labels, 0.7, 0.6).astype(np.float32)
+    mask = np.where(labels, 255, 0).astype(np.uint8)
+    found = metrics.image_metrics(score, mask, labels, threshold=np.float32(0.7))
+    assert found["dice"] == found["iou_background"] == 1
+    assert found["n_pred"] == found["n_true"] == 16, "nuclei are found from the same threshold"
+    assert metrics.image_metrics(score, mask, labels, threshold=0.6)["recall"] == 1
 
 
 @settings(max_examples=15, deadline=None)

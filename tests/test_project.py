@@ -18,6 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from csamnet.results import CODE
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -115,6 +117,25 @@ def code_lines(name: str) -> int:
     lines = (PACKAGE / f"{name}.py").read_text().splitlines()
     code = [line for number, line in enumerate(lines, 1) if number not in prose]
     return sum(bool(line.split("#")[0].strip()) for line in code)
+
+
+def behind(name: str, found: frozenset = frozenset()) -> frozenset:
+    """The modules that one imports, and those that they import."""
+    for other in {full.split(".")[1] for full in imports(MODULES[name]) if full.startswith("csamnet.")} - found:
+        found |= {other}
+        found = behind(other, found) if other in MODULES else found
+    return found
+
+
+KNOWN_OTHERWISE = {"config", "datasets", "manifest", "baselines", "files", "paths", "results"}
+"""Settings, data and networks have a place of their own in a fingerprint, and the last three compute nothing."""
+
+
+@pytest.mark.parametrize("step", ["train", "evaluate", "robustness", "stream"])
+def test_a_result_is_stale_when_any_code_that_makes_it_changed(step):
+    needed = behind(step) | {step}
+    unused = {"train": {"instances"}, "robustness": {"measured"}, "stream": {"instances", "metrics"}}
+    assert {*CODE[step]} == needed - KNOWN_OTHERWISE - unused.get(step, set())
 
 
 PAGES = {"figures", "architecture", "tables", "gallery", "notebooks", "explorer", "cards", "viewer", "slide_figures",

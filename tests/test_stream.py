@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -459,7 +460,9 @@ def test_processes_that_share_slides_end_with_the_one_that_started_them(tmp_path
     command = [sys.executable, "-m", "csamnet", "slide", *map(str, slides), "--out", str(tmp_path / "out"), "--whole"]
     command += ["--weights", "MoNuSeg", "--device", "cpu", "--devices", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(stream.__file__).parents[1])}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as main:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts with & is deaf to it
+    options = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "preexec_fn": heard}
+    with subprocess.Popen(command, **options) as main:
         limit = time.time() + 120
         while len([*tmp_path.glob("out/*/progress.json")]) < 2 and time.time() < limit:
             time.sleep(0.1)

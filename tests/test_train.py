@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import math
@@ -22,11 +23,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import digest, make_tree, settings
 from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch.optim.swa_utils import update_bn
 
 from csamnet import results
 from csamnet import train as module
 from csamnet.data import Atlas, load_split
-from csamnet.evaluate import build_model, evaluate, evaluate_otsu, load_run, validate, validation_scores
+from csamnet.evaluate import (
+    build_model,
+    evaluate,
+    evaluate_otsu,
+    load_run,
+    pick_precision,
+    validate,
+    validation_scores,
+)
 from csamnet.files import InputError, read_json, write_json
 from csamnet.losses import dice_loss, segmentation_loss
 from csamnet.model import CSAMNet
@@ -97,11 +108,74 @@ def test_what_a_run_leaves(whole, tree):
     assert about["best_epoch"] == best + 1
     assert about["best_val_miou"] == pytest.approx(table["val_miou"][best], abs=1e-5)
     with safe_open(whole / "weights.safetensors", "pt") as stream:
-        assert json.loads(stream.metadata()["config"]) == CONFIG.to_dict()
+        kept = stream.metadata()
+        assert json.loads(kept["config"]) == CONFIG.to_dict()
+        assert (json.loads(kept["mpp"]), kept["run"]) == (0.25, about["fingerprint"])
+    assert about["precision"] == pick_precision("auto", torch.device("cpu")), "what was computed in"
     assert table["epoch"].tolist() == [1, 2, 3]
     assert table["step"].tolist() == [2, 4, 6]
     np.testing.assert_allclose(table["drop_rate"], [0.15 * n / 29 for n in (5, 15, 25)], rtol=1e-5)
     np.testing.assert_allclose(table["loss"], table["loss_ce"] + table["loss_dice"], rtol=1e-4)
+
+
+def written_out(config, tree, cache) -> tuple[list[dict], list[float]]:
+    """Training once more, in plain torch and without a function of `csamnet.train`: averaged weights, mean losses."""
+    chosen = sorted(np.random.default_rng(config.seed).permutation(4)[: config.images])
+    atlas = Atlas([load_split(tree, "MoNuSeg", "train")[i] for i in chosen], torch.device("cpu"), cache=cache)
+    torch.manual_seed(config.seed)
+    network = convert_conv2d_weight_memory_format(build_model(config), torch.channels_last).train()
+    ema = copy.deepcopy(network)
+    matrices = [[p for p in network.parameters() if (p.squeeze().ndim > 1) is many] for many in (True, False)]
+    groups = [
+        {"params": matrices[0], "weight_decay": config.weight_decay},
+        {"params": matrices[1], "weight_decay": 0.0},
+    ]
+    optimizer, states, losses = torch.optim.AdamW(groups), [], []
+    for step, rate in enumerate((0.5, 1, 1, 0.5)):  # two steps up, then half a cosine over two
+        own, of_crops = np.random.SeedSequence([config.seed, step, 0]).generate_state(2, np.uint32).tolist()
+        torch.manual_seed(own)
+        x, target = atlas.crops(config, config.batch, torch.Generator().manual_seed(of_crops))
+        network.advance(step / 4)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * rate
+        loss, *_ = segmentation_loss(network(x.contiguous(memory_format=torch.channels_last)), target, config.dice)
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+        assert nn.utils.clip_grad_norm_([*matrices[0], *matrices[1]], config.clip) > config.clip, (
+            "there is something to clip"
+        )
+        optimizer.step()
+        kept = min(config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for average, p in zip(ema.parameters(), network.parameters(), strict=True):
+                average.lerp_(p, 1 - kept)
+        if step % 2:
+            generator = torch.Generator().manual_seed(config.seed)
+            drawn = [atlas.crops(config, config.batch, generator)[0] for _ in range(2)]
+            update_bn([x.contiguous(memory_format=torch.channels_last) for x in drawn], ema)
+            states.append({key: value.clone() for key, value in ema.state_dict().items()})
+    return states, [np.mean(losses[:2]), np.mean(losses[2:])]
+
+
+def test_training_is_what_is_written_out_here(tree, tmp_path, monkeypatch):
+    """Crops, loss, clipping, optimiser, schedule, DropBlock, average and batch norms, step by step."""
+    config = settings(steps_per_epoch=2, images=3, seed=5, lr=0.01, warmup=0.5, clip=0.05, ema=0.15, dice=0.3,
+                      weight_decay=0.4)  # fmt: skip
+    expected, losses = written_out(config, tree, tmp_path)
+    seen, real = [], module.score
+
+    def score(fabric, ema, samples, config):
+        seen.append({key: value.clone() for key, value in ema.state_dict().items()})
+        return real(fabric, ema, samples, config)
+
+    monkeypatch.setattr(module, "score", score)
+    table = history(train(config, tree, results=tmp_path, device="cpu"))
+    for ours, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert table["loss"].tolist() == pytest.approx(losses, rel=1e-4)
+    assert table["lr"].tolist() == pytest.approx([0.01, 0.005])
+    assert (table["images_per_s"] * table["seconds"] >= 2 * config.batch).all(), "a validation takes time too"
 
 
 def test_kept_weights_are_those_that_were_scored(whole, tree):
@@ -225,11 +299,13 @@ def test_training_anew_forgets_what_was_measured_before(tree, tmp_path):
     once = settings(epochs=1, steps_per_epoch=1)
     folder = train(once, tree, results=tmp_path, device="cpu")
     evaluate(folder, tree, device="cpu")
+    write_json(folder / "robustness-test.json", {})
     assert train(once, tree, results=tmp_path, device="cpu") == folder
     assert results.read_summary(folder), "nothing was trained"
     of_look_alikes(tmp_path)
     assert train(replace(once, steps_per_epoch=2), tree, results=tmp_path, device="cpu") == folder
     assert results.read_summary(folder) is None
+    assert not (folder / "robustness-test.json").exists()
 
 
 def test_a_run_on_look_alikes_does_not_take_the_place_of_one_on_real_images(tree, tmp_path):
@@ -474,6 +550,13 @@ def test_losses_by_hand():
     total, *parts = segmentation_loss(logits, target, 0.5)
     assert [part.item() for part in parts] == pytest.approx([cross_entropy, dice], abs=1e-6)
     assert total.item() == pytest.approx(cross_entropy + 0.5 * dice, abs=1e-6)
+    two = torch.cat([logits, logits.flip(1)]), torch.cat([target, torch.zeros_like(target)])
+    pooled = 1 - (2 * 1.3 + 1) / (2.0 + (0.1 + 0.8 + 0.6 + 0.5) + 2 + 1)
+    assert dice_loss(*two).item() == pytest.approx(pooled, abs=1e-6), "one Dice of the batch"
+    half = logits.bfloat16()
+    for ours, exact in zip(segmentation_loss(half, target), segmentation_loss(half.float(), target), strict=True):
+        assert ours.dtype == torch.float32
+        assert ours == exact, "summed in float32"
     blank = torch.full_like(logits, -20.0)
     blank[:, 0] = 20
     assert dice_loss(blank, torch.zeros_like(target)).item() == pytest.approx(0, abs=1e-6)
