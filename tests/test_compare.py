@@ -14,7 +14,19 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny import make_tree
 
 from csamnet.baselines import BASELINES
-from csamnet.compare import MEASURES, against, collect, compare, holm, intervals, label_variants, paired
+from csamnet.compare import (
+    MEASURES,
+    RESAMPLES,
+    against,
+    collect,
+    compare,
+    costs,
+    holm,
+    intervals,
+    label_variants,
+    over_images,
+    paired,
+)
 from csamnet.config import MODELS, RIVALS, RunConfig, experiment
 from csamnet.evaluate import evaluate_otsu, measure, write_evaluation
 from csamnet.files import InputError, read_json, write_json
@@ -87,6 +99,27 @@ def test_worse_is_found_worse_and_equal_is_not(results):
     assert np.isnan(table.loc["UNet", "miou_sd"])
     assert table.loc["CSAMNet-S", "miou_sd"] > 0
     assert table.loc["UNet", "parameters"] == 34_520_258
+    assert set(table["images"]) == {12}
+    p = {model: paired(over_images(read(results, model))["dice"] - over_images(read(results, "CSAMNet-S"))["dice"])
+         for model in ("SegNet", "UNet")}  # fmt: skip
+    assert table["dice_p"].drop("CSAMNet-S").to_dict() == holm(p), "corrected for two comparisons"
+
+
+def read(results, model: str) -> list:
+    return [read_evaluation(folder) for folder in collect("Toy", "short", results)[model]]
+
+
+def test_seeds_are_averaged(results):
+    """Of an image's measures, and of a resampled data set's."""
+    seeds = read(results, "CSAMNet-S")
+    first, second = (one.images.set_index("name")["dice"] for one in seeds)
+    pd.testing.assert_series_equal(over_images(seeds)["dice"], (first + second) / 2)
+    both = intervals(seeds)["miou"]
+    alone = [intervals([one])["miou"] for one in seeds]
+    middle = np.mean([one.summary["pooled"]["miou"] for one in seeds])
+    assert both[0] < middle < both[1]
+    assert both not in alone
+    assert both == pytest.approx(np.mean(alone, 0), abs=0.3 * (both[1] - both[0]))
 
 
 def test_the_best_is_marked_where_the_test_allows_it(results):
@@ -105,10 +138,11 @@ def test_one_image_gives_no_interval_and_no_mark(tmp_path):
 def test_an_interval_is_that_of_resampled_images(results):
     """Against a bootstrap of the pooled measures from the pixels themselves."""
     folder = run_folder(RunConfig(dataset="Toy", model="UNet", profile="short"), results)
+    assert RESAMPLES >= 1000
     samples, predict = images(12), method(1.5, len("UNet"))
     pairs = [(predict(sample.truth).ravel(), sample.truth.ravel()) for sample in samples]
     rng, drawn = np.random.default_rng(1), []
-    for _ in range(400):
+    for _ in range(1000):
         chosen = rng.integers(0, 12, 12)
         score, truth = (np.concatenate([pairs[i][side] for i in chosen]) for side in (0, 1))
         tp, fp, fn = ((score >= 0.5) & truth).sum(), ((score >= 0.5) & ~truth).sum(), ((score < 0.5) & truth).sum()
@@ -118,7 +152,8 @@ def test_an_interval_is_that_of_resampled_images(results):
     found = intervals([read_evaluation(folder)])
     for i, key in enumerate(("dice", "ap", "auc")):
         width = ends[1, i] - ends[0, i]
-        assert found[key] == pytest.approx(ends[:, i], abs=0.25 * width), key
+        assert found[key] == pytest.approx(ends[:, i], abs=0.12 * width), key
+        assert found[key][1] - found[key][0] == pytest.approx(width, rel=0.1), "95 of 100 lie within"
 
 
 def test_without_kept_scores_only_the_ranking_has_no_interval(tmp_path):
@@ -211,15 +246,20 @@ def test_what_does_not_belong_together_is_not_compared(tmp_path):
     with pytest.raises(InputError, match=r"differ in images(?s:.*)UNet-short-seed0(?s:.*)CSAMNet-S-short-seed0"):
         compare({"CSAMNet-S": [ours], "UNet": [other]})
     other = run(tmp_path, "UNet", 1.0, count=5)
-    for change, what in (({"epochs": 1}, "budget"), ({}, "the same seed")):
-        copy = tmp_path / "copy" / what
+    budgets = [({key: value}, "budget") for key, value in
+               {"epochs": 1, "steps_per_epoch": 3, "images": 2, "batch": 4, "tile": 128}.items()]  # fmt: skip
+    for number, (change, what) in enumerate([*budgets, ({}, "the same seed")]):
+        copy = tmp_path / "copy" / str(number)
         shutil.copytree(other, copy)
         found = read_json(copy / "run.json")
         write_json(copy / "run.json", found | {"config": found["config"] | change})
         with pytest.raises(InputError, match=what):
             compare({"CSAMNet-S": [ours], "UNet": [other, copy]})
     summary = read_json(other / "test" / "summary.json")
-    write_json(other / "test" / "summary.json", summary | {"data": summary["data"] | {"kind": "real"}})
+    for data in ({"manifest_sha256": "another"}, {"kind": "real"}):
+        write_json(other / "test" / "summary.json", summary | {"data": summary["data"] | data})
+        with pytest.raises(InputError, match="differ in data"):
+            compare({"CSAMNet-S": [ours], "UNet": [other]})
     with pytest.raises(InputError, match="differ in data"):
         compare({"CSAMNet-S": [ours], "UNet": [other]})
     assert collect("Toy", "short", tmp_path, "real") == {"UNet": [other]}
@@ -260,6 +300,7 @@ def test_holm_by_hand():
     assert corrected["b"] == pytest.approx(0.09), "never below the one before"
     assert corrected["e"] == pytest.approx(0.9)
     assert np.isnan(corrected["d"])
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1}
 
 
 def test_paired_by_hand():
@@ -296,6 +337,7 @@ def test_otsu_is_measured_like_a_network(tmp_path):
     config = RunConfig(profile="short", model="UNet", seed=3)
     folder = evaluate_otsu(config, root, tmp_path / "results")
     assert folder.name == "Otsu-short-seed0"
+    assert costs(read_evaluation(folder).config) == {"parameters": 0, "multiply_adds": 0}
     assert read_summary(folder)["data"]["kind"]
     assert read_scores(folder).shape == (read_summary(folder)["n"], 2, 770)
     before = (folder / "test" / "summary.json").stat().st_mtime_ns

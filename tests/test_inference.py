@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from csamnet import inference
-from csamnet.config import MODELS, make_config
+from csamnet.config import MODELS, RunConfig, make_config
 from csamnet.files import InputError
 from csamnet.inference import Prediction, as_rgb, find_weights, load, nuclei, overlay, predict, stems
 from csamnet.model import CSAMNet
@@ -342,6 +342,40 @@ def test_the_threshold_of_a_prediction_is_foreground(monkeypatch):
     found = predict(Dark(), np.zeros((64, 64, 3), np.uint8), threshold=0.75)
     np.testing.assert_array_equal(found.mask, values > 0.5)
     np.testing.assert_array_equal(found.labels > 0, values > 0.5)
+
+
+def test_what_is_asked_of_files_is_asked_of_each(tmp_path, monkeypatch):
+    asked = []
+
+    def recorded(model, image, **given):
+        asked.append(given)
+        return predict(model, image)
+
+    Image.fromarray(picture()).save(tmp_path / "x.png")
+    monkeypatch.setattr(inference, "predict", recorded)
+    inference.predict_files(Dark(), [tmp_path / "x.png"], tmp_path / "out", mpp=0.5, threshold=0.7, tta=True)
+    assert asked == [{"mpp": 0.5, "threshold": 0.7, "tta": True}]
+
+
+def test_the_area_of_all_nuclei_is_not_that_of_the_mask(tmp_path):
+    image = picture()
+    image[2:5, 2:5] = 20  # too small to be counted
+    Image.fromarray(image).save(tmp_path / "x.png")
+    counts = inference.predict_files(Dark(), [tmp_path / "x.png"], tmp_path / "out")
+    mask = np.array(Image.open(tmp_path / "out" / "x_mask.png")) > 0
+    assert 0 < mask.sum() - counts["area_px"][0] <= 16
+    assert counts["coverage"][0] == pytest.approx(mask.mean())
+
+
+@pytest.mark.parametrize(("dataset", "stain", "split"), [("MoNuSeg", 0.25, True), ("BUSI", 0.0, False),
+                                                          ("Mine", 0.25, True), ("Mine", 0.0, False)])  # fmt: skip
+def test_what_is_not_stained_is_not_split(dataset, stain, split):
+    assert inference.touching(RunConfig(dataset=dataset, stain=stain)) is split
+
+
+def test_a_setting_of_none_is_that_of_the_weights():
+    found = predict(Dark(), picture(), threshold=None, tile=None)
+    np.testing.assert_array_equal(found.mask, predict(Dark(), picture()).mask)
 
 
 def test_stems_do_not_collide():

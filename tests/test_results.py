@@ -16,7 +16,7 @@ from tiny import settings
 from csamnet import config as configurations
 from csamnet import results
 from csamnet.config import MODELS, make_config
-from csamnet.files import InputError
+from csamnet.files import InputError, write_json
 from csamnet.results import (
     CODE,
     code_sha256,
@@ -93,6 +93,18 @@ def test_fingerprint_has_configuration_network_data_and_code(code, monkeypatch):
         stream.write("CHANGED = 1\n")
     others.append(fingerprint(config, "data"))
     assert len({same, *others}) == 6
+
+
+def test_docstrings_do_not_count_even_where_nothing_else_is_there():
+    texts = (b'class A:\n    """Told."""\n', b"class A:\n    pass\n")
+    with_one, without = map(results._plain, texts)
+    assert with_one == without
+
+
+def test_where_a_measurement_lies(tmp_path):
+    write_json(tmp_path / "run.json", {"status": "done", "config": {"dataset": "MoNuSeg"}})
+    found = [results.measured_in(tmp_path, name, "val").name for name in (None, "MoNuSeg", "PUMA")]
+    assert found == ["val", "val", "PUMA-val"]
 
 
 def test_what_counts_as_done(tmp_path):

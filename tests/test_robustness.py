@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.color import rgb2hed
 from tiny import discs, make_tree, settings
 from typer.testing import CliRunner
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from csamnet import generalisation
 from csamnet.cli import app
 from csamnet.config import make_config
-from csamnet.data import draw_images, load_split
+from csamnet.data import HED, draw_images, load_split
 from csamnet.evaluate import evaluate
 from csamnet.files import InputError, read_json, write_json
 from csamnet.results import find_runs, read_summary
@@ -41,6 +42,16 @@ def test_stains_that_are_not_changed_change_nothing():
     assert np.array_equal(stained(tissue()), tissue())
 
 
+def test_a_changed_stain_is_rounded_and_cut_off():
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    hed = HED.double().numpy()
+    density = -np.log((pixels + 1.0) / 256) @ np.linalg.inv(hed) * [0.5, 1, 1] @ hed
+    expected = 256 * np.exp(-density) - 1
+    assert (expected > 256).any(), "some would be brighter than white"
+    assert np.abs(stained(pixels, haematoxylin=0.5) - expected.round().clip(0, 255)).max() <= 1
+    assert (stained(pixels, haematoxylin=0.5) == expected.round().clip(0, 255)).mean() > 0.99
+
+
 class Picture:
     name = "a"
 
@@ -56,6 +67,8 @@ def test_a_coarser_image_is_the_mean_of_its_pixels_and_its_truth_the_middle():
     assert np.array_equal(small.labels(), labels[2:40:4, 2:48:4])
     assert np.array_equal(small.mask(), labels[2:40:4, 2:48:4] > 0)
     assert large.image().shape == (40, 48, 3)
+    cubic = Image.fromarray(small.image()).resize((48, 40), Image.Resampling.BICUBIC)
+    assert np.array_equal(large.image(), np.array(cubic))
     assert np.array_equal(large.labels(), labels[:40, :48])
     assert np.abs(large.image().mean((0, 1)) - image[:40, :48].mean((0, 1))).max() < 1
     assert small.name == "a"
@@ -64,6 +77,7 @@ def test_a_coarser_image_is_the_mean_of_its_pixels_and_its_truth_the_middle():
 def test_what_is_not_stained_is_not_stained_otherwise():
     assert [change for change, _ in changes_for("CT")] == ["none"] + ["coarser"] * 2 + ["coarser, enlarged"] * 2
     assert len(changes_for("H&E tiles")) == 1 + sum(map(len, CHANGES.values()))
+    assert CHANGES["haematoxylin"] == CHANGES["eosin"] == (0.5, 0.7, 1.4, 2.0), "half to double, as the book says"
 
 
 def test_a_run_is_measured_stopped_and_gone_on_with(tree, run, tmp_path, monkeypatch):

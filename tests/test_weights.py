@@ -22,7 +22,7 @@ from csamnet.cli import app
 from csamnet.config import make_config
 from csamnet.data import load_split
 from csamnet.datasets import DATASETS
-from csamnet.evaluate import evaluate, measure, write_evaluation
+from csamnet.evaluate import evaluate, measure, validate, validation_scores, write_evaluation
 from csamnet.files import InputError, read_json, write_json
 from csamnet.inference import predict_files, target_of
 from csamnet.measured import BINS, MEASURES, read_objects
@@ -31,7 +31,7 @@ from csamnet.results import read_config
 from csamnet.robustness import changes_for
 from csamnet.tables import show_seeds
 from csamnet.weight_card import weaknesses, weights_card
-from csamnet.weights import halved, ship
+from csamnet.weights import NEAR, SAME, halved, ship
 
 SHIPPED = sorted((Path(__file__).resolve().parents[1] / "weights").glob("*.safetensors"))
 
@@ -62,6 +62,29 @@ def test_half_precision_predicts_the_same_and_has_a_card(folder, tree, tmp_path)
     assert "not for commercial use" in text
     assert "one seed; *measured on real data*" in text
     assert read_json(folder / "run.json")["code_sha256"][:16] in text
+    shipped = csamnet.load(path, "cpu")
+    assert shipped.mpp == 0.25
+    samples = load_split(tree, "MoNuSeg", "val")
+    scores = [validation_scores(*validate(model, samples, model.config))["val_miou"]
+              for model in (csamnet.load(folder, "cpu"), shipped)]  # fmt: skip
+    assert f"changes the validation mIoU by {100 * abs(scores[1] - scores[0]):.4f} points" in text
+    assert (SAME, NEAR) == (2e-4, 2e-3), "0.02 points, as the cards say"
+
+
+def test_a_change_for_the_better_by_half_precision_is_a_change_too(folder, tree, tmp_path, monkeypatch):
+    best = read_json(folder / "run.json")["best_val_miou"]
+    for other, message in ((best + 0.001, "half precision"), (best + 0.0001, None)):
+        scores = iter((best, other))
+        monkeypatch.setattr("csamnet.weights._score", lambda *_, scores=scores: next(scores))
+        if message:
+            with pytest.raises(InputError, match=message):
+                ship(folder, tree, tmp_path, device="cpu")
+        else:
+            assert ship(folder, tree, tmp_path, device="cpu").exists()
+    for near in (0.003, -0.003, float("nan")):
+        monkeypatch.setattr("csamnet.weights._score", lambda *_, near=near: best + near)
+        with pytest.raises(InputError, match="not the weights that were measured"):
+            ship(folder, tree, tmp_path, device="cpu")
 
 
 def test_a_run_without_its_weights_is_measured_by_those_that_were_shipped(folder, tree, tmp_path, monkeypatch):
