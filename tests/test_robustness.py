@@ -18,6 +18,7 @@ from csamnet.config import make_config
 from csamnet.data import HED, draw_images, load_split
 from csamnet.evaluate import evaluate
 from csamnet.files import InputError, read_json, write_json
+from csamnet.measured import MEASURES
 from csamnet.results import find_runs, read_summary
 from csamnet.robustness import CHANGES, Changed, changes_for, read_robustness, robustness, stained
 from csamnet.train import train
@@ -89,7 +90,8 @@ def test_a_run_is_measured_stopped_and_gone_on_with(tree, run, tmp_path, monkeyp
     about, table = read_robustness(folder)
     assert about["n"] == 2
     unchanged = table.iloc[0]
-    assert unchanged["miou"] == pytest.approx(read_summary(folder)["pooled"]["miou"], abs=1e-9)
+    for key in MEASURES:
+        assert unchanged[key] == pytest.approx(read_summary(folder)["pooled"][key], abs=1e-6), key
     worst = table[table["change"] == "coarser"].set_index("factor")["miou"]
     assert worst[4] < unchanged["miou"] - 0.03, "discs of ten pixels are two and a half there"
     whole = path.read_bytes()
@@ -101,8 +103,13 @@ def test_a_run_is_measured_stopped_and_gone_on_with(tree, run, tmp_path, monkeyp
     robustness(folder, tree, device="cpu", on_change=lambda *told: said.append(told))
     assert path.read_bytes() == whole
     assert said[0] == (6, 13), "what was measured is not measured again"
-    monkeypatch.setattr("csamnet.robustness.measure", None)
-    assert robustness(folder, tree, device="cpu") == path, "nothing is to be done"
+    with monkeypatch.context() as patched:
+        patched.setattr("csamnet.robustness.measure", None)
+        assert robustness(folder, tree, device="cpu") == path, "nothing is to be done"
+    write_json(path, found | {"fingerprint": "of other weights"})
+    said.clear()
+    robustness(folder, tree, device="cpu", on_change=lambda *told: said.append(told))
+    assert len(said) == 13, "all is done anew"
 
 
 def test_images_that_a_run_knows_are_refused(tree, run):

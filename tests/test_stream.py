@@ -231,6 +231,46 @@ def test_burden_inside_and_outside_of_cancer():
     assert got["auc"] == 1
 
 
+def test_a_square_of_which_less_than_half_is_cancer_is_outside():
+    fraction, about = np.array([[0.8, 0.2]], np.float32), Frame((0, 0), (0, 0), 200, 100, 1.0, 1.0)
+    for width, inside in ((60, 0.8), (40, float("nan"))):
+        outline = np.array([[0, 0], [width, 0], [width, 100], [0, 100]])
+        got = slide_outputs.inside_outside(fraction, about, [outline])
+        assert got["burden_inside"] == pytest.approx(inside, nan_ok=True)
+
+
+def test_benign_regions_are_no_cancer(tmp_path):
+    def region(name: str, x: int) -> str:
+        corners = "".join(f'<Vertex X="{x + a}" Y="{b}"/>' for a, b in ((0, 0), (9, 0), (9, 9)))
+        return f'<Region Text="{name}"><Vertices>{corners}</Vertices></Region>'
+
+    regions = [region(name, 100 * i) for i, name in enumerate(("Benign", "Carcinoma in situ", "Invasive"))]
+    (tmp_path / "a.xml").write_text(f"<Annotations>{''.join(regions)}</Annotations>")
+    assert [outline[:, 0].min() for outline in slide_outputs.annotated(tmp_path / "a.svs")] == [100, 200]
+    (tmp_path / "b.xml").write_text(f"<Annotations>{region('', 0)}{region('', 100)}</Annotations>")
+    assert len(slide_outputs.annotated(tmp_path / "b.svs")) == 2, "where no class is named all are taken"
+
+
+def test_a_nucleus_is_measured_by_hand(tmp_path):
+    """From the threshold on, in pixels that were worked at and in square micrometres."""
+    values = np.zeros((200, 200), np.uint16)
+    values[50:70, 60:90], values[55:60, 60:90] = 7000, 9000
+    values[120:140, 60:90] = 6999
+    folder = stored(tmp_path / "a", values)
+    Nuclei(folder, Frame((0, 0), (0, 0), 200, 200, 2.0, 0.5), "a", 7000, "Lesion")((0, 0))
+    (line,) = (folder / ".nuclei" / "0-0.json").read_text().splitlines()
+    properties = json.loads(line)["properties"]
+    expected = {"area_px": 600, "area_um2": 150.0, "mean_probability": 0.75}
+    assert {key: properties["measurements"][key] for key in expected} == expected
+    assert properties["classification"]["name"] == "Lesion"
+
+
+def test_blocks_are_those_that_any_corner_of_a_tile_meets():
+    about = Frame((0, 0), (0, 0), 5000, 3000, 1.0, None)
+    assert slide_outputs.blocks_of([(1000, 900)], 256, about) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert slide_outputs.blocks_of([(2900, 0)], 256, about) == [(2, 0)], "none lies beyond the frame"
+
+
 # ----------------------------------------------------------------------------------------- whole slides
 
 
