@@ -144,9 +144,8 @@ class Job:
             fresh = {"inference": inference, "batch": batch, "rows": 0, "seconds": 0}
             self.state = {"identity": self.slide.identity} | fresh
         self.state |= {"status": "begun", "fingerprint": fingerprint, "settings": settings}
-        write_json(
-            self.progress, self.state | {"inference": None, "fingerprint": None}
-        )  # should the removal be stopped
+        unknown = {"inference": None, "fingerprint": None}  # should the removal be stopped
+        write_json(self.progress, self.state | unknown)
         for name in OURS - kept - {self.progress.name}:
             _remove(self.folder / name)
         if not (self.folder / "probability.zarr").exists():
@@ -158,10 +157,8 @@ class Job:
         """Raises InputError where a state is of another slide."""
         if state["identity"] != self.slide.identity:
             expected, found = f"results of {self.slide.path}", "those of another slide, or of a file that was replaced"
-            mend = "choose another --out, or remove the folder"
-            raise InputError(
-                "a folder is of another slide", path=self.folder, expected=expected, found=found, mend=mend
-            )
+            what, mend = "a folder is of another slide", "choose another --out, or remove the folder"
+            raise InputError(what, path=self.folder, expected=expected, found=found, mend=mend)
 
     # ------------------------------------------------------------------------------------------ what is not yet
 
