@@ -17,7 +17,7 @@ from scipy.special import expit
 from csamnet.instances import instances_from_probability
 
 LOW, HIGH, PER_LOGIT = -88, 17, 4096
-"""A float32 probability other than 0 and 1 has a logit between LOW and HIGH; so many bins a unit of logit."""
+"""A normal float32 probability other than 0 and 1 has a logit between LOW and HIGH; so many bins a unit of logit."""
 BINS = (HIGH - LOW) * PER_LOGIT
 
 EDGES = np.arange(-384, 385) / 32

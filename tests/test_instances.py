@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.draw import polygon2mask
 
 from csamnet.images import read_labels
-from csamnet.instances import instances_from_probability, outlines
+from csamnet.instances import _join, instances_from_probability, outlines
 from csamnet.metrics import from_instances, instance_counts
 
 
@@ -143,3 +143,29 @@ def test_true_nuclei_from_their_mask(shared):
     assert found["pq"] > 0.9
     assert found["aji"] > 0.8
     assert all(shapely.Polygon(polygon).is_valid for _, polygon in outlines(true))
+
+
+def joined(area: int, low: float, neck: float, min_area: int = 0) -> bool:
+    """Whether two basins are joined, the smaller of which is `low` deep; `neck` is the depth between them."""
+    basins = np.int32([[1] * area + [2] * 50])
+    depth = np.full(basins.shape, neck, np.float32)
+    depth[0, 0], depth[0, -1] = low, 30
+    return _join(basins, depth, min_area).max() == 1
+
+
+def test_necks_by_hand():
+    """Of a basin 4 deep the neck is wide from 4 - 0.75, of one 20 deep from 0.95 * 20."""
+    assert [joined(9, 4, neck) for neck in (3.2, 3.3)] == [False, True]
+    assert [joined(9, 20, neck) for neck in (18.9, 19.1)] == [False, True]
+    assert [joined(area, 20, 1, min_area=30) for area in (29, 30)] == [True, False], "a speck, whatever its neck"
+
+
+def test_joined_parts_are_as_large_as_both():
+    basins = np.int32([[1, 1, 2, 2, 3, 3, 3, 3]])
+    depth = np.float32([[9, 8, 8, 1, 1, 1, 9, 9]])
+    assert _join(basins, depth, 3).max() == 2, "each of the first two is too small alone, together they are not"
+
+
+def test_of_a_label_in_two_pieces_the_larger_is_outlined():
+    ((_, polygon),) = outlines(np.array([[1, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]))
+    assert shapely.Polygon(polygon).area > 4

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from csamnet.paths import ROOT
 from csamnet.results import read_summary
+from csamnet.robustness import read_robustness
 from csamnet.tables import against_paper, show
 
 
@@ -20,6 +23,25 @@ def test_what_the_readme_names_is_there():
     for name in ("book/assets/readme.png", "csamnet/model.py", "csamnet/train.py", "LICENSE", "CITATION.cff"):
         assert f"({name})" in text
         assert (ROOT / name).exists()
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert len(links) > 15
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_scores_in_its_sentences_are_those_of_the_run_folders():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    kumar = read_summary(ROOT / "results" / "Kumar" / "CSAMNet-S-short-seed0")["pooled"]
+    assert f"mIoU {show('miou', kumar['miou'])}, AP {kumar['ap']:.4f}, AUC {kumar['auc']:.4f} over" in text
+    monuseg = read_summary(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-cpu-seed0")["pooled"]
+    assert f"PQ {kumar['pq']:.4f}, for {monuseg['pq']:.4f} on MoNuSeg" in text
+    table = read_robustness(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-cpu-seed0")[1]
+    coarser, enlarged = (table[(table["change"] == change) & (table["factor"] == 2)]["miou"].item()
+                         for change in ("coarser", "coarser, enlarged"))  # fmt: skip
+    assert f"mIoU {100 * coarser:.1f} %, enlarged again {100 * enlarged:.1f} %" in text
 
 
 def test_the_yardsticks_are_those_of_the_run_folders():

@@ -62,6 +62,7 @@ def test_half_precision_predicts_the_same_and_has_a_card(folder, tree, tmp_path)
     assert "not for commercial use" in text
     assert "one seed; *measured on real data*" in text
     assert read_json(folder / "run.json")["code_sha256"][:16] in text
+    assert halved(csamnet.load(folder, "cpu"))["dcf.0.dc.weight_pooled"].dtype == torch.float32, "scalars of a channel"
     shipped = csamnet.load(path, "cpu")
     assert shipped.mpp == 0.25
     samples = load_split(tree, "MoNuSeg", "val")
