@@ -122,6 +122,15 @@ def test_seeds_are_averaged(results):
     assert both == pytest.approx(np.mean(alone, 0), abs=0.3 * (both[1] - both[0]))
 
 
+def test_an_interval_over_seeds_is_that_of_their_mean(results):
+    """Of a seed whose images are all alike and one whose are not, it is half as wide as that of the second."""
+    moving = read(results, "UNet")[0]
+    counts = moving.images.assign(tp=40, fp=10, fn=10, tn=40)
+    still = moving._replace(images=counts)
+    width = {many: np.diff(intervals(of)["dice"])[0] for many, of in ((1, [moving]), (2, [still, moving]))}
+    assert width[2] == pytest.approx(width[1] / 2)
+
+
 def test_the_best_is_marked_where_the_test_allows_it(results):
     runs = {model: folders for model, folders in collect("Toy", "short", results).items() if model != "UNet"}
     table = compare(runs).set_index("model")

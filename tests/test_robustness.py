@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -110,6 +112,21 @@ def test_a_run_is_measured_stopped_and_gone_on_with(tree, run, tmp_path, monkeyp
     said.clear()
     robustness(folder, tree, device="cpu", on_change=lambda *told: said.append(told))
     assert len(said) == 13, "all is done anew"
+
+
+def test_other_weights_are_measured_anew(run, tree, tmp_path, monkeypatch):
+    """And each measure stands in its own place."""
+    folder, calls = Path(shutil.copytree(run, tmp_path / "run")), []
+    pooled = dict(zip(MEASURES, (0.1, 0.2, 0.3, 0.4), strict=True))
+    found = SimpleNamespace(rows=[], histograms={"": None})
+    monkeypatch.setattr("csamnet.robustness.measure", lambda *_: calls.append(1) or found)
+    monkeypatch.setattr("csamnet.robustness.pool", lambda *_: pooled)
+    robustness(folder, tree, device="cpu")
+    assert read_robustness(folder)[1].iloc[3][[*MEASURES]].to_dict() == pooled
+    assert len(calls) == 13
+    write_json(folder / "run.json", read_json(folder / "run.json") | {"fingerprint": "another training"})
+    robustness(folder, tree, device="cpu")
+    assert len(calls) == 26
 
 
 def test_images_that_a_run_knows_are_refused(tree, run):
