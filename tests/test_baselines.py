@@ -355,12 +355,17 @@ def test_response_norm_by_hand():
     torch.testing.assert_close(norm(x), expected)
 
 
-def test_split_attention_weights_sum_to_one():
+def test_split_attention_weighs_the_two_groups_against_each_other():
+    """Where nothing speaks for either, each counts half; where all speaks for the first, the other does not count."""
     block, x = SplitAttention(8, 16).eval(), torch.randn(2, 8, 6, 6)
-    seen = []
-    block.weigh.register_forward_hook(lambda _, __, output: seen.append(output.unflatten(1, (2, 6)).softmax(1).sum(1)))
-    assert block(x).shape == (2, 16, 6, 6)
-    torch.testing.assert_close(seen[0], torch.ones(2, 6, 1, 1))
+    first, second = block.enter(x).chunk(2, 1)
+    first = block.first(first)
+    second = block.second(first + second)
+    nn.init.zeros_(block.weigh[-1].weight)
+    for bias, mixed in ((0.0, (first + second) / 2), (50.0, first)):
+        with torch.no_grad():
+            block.weigh[-1].bias.copy_(torch.tensor([bias, 0.0]).repeat_interleave(6))
+        torch.testing.assert_close(block(x), F.relu(block.leave(mixed) + block.shortcut(x)))
 
 
 def test_decoder_joins_every_skip():
