@@ -197,11 +197,12 @@ def datasets_against_paper(results: Path | str | None = None, folder: Path = PUB
 
 def _images_at_hand(dataset: str, results: Path | str) -> tuple[int, str]:
     """How many real images of a data set runs have used, and whether they were measured only, by runs on others."""
-    trained = [read_run(run)["data"] for run in find_runs(results, dataset=dataset)]
-    others = [read_summary(run, f"{dataset}-test") for run in find_runs(results, dataset=None)]
-    for cards, only in ((trained, ""), ([one["data"] for one in others if one], ", not trained on")):
-        if counts := [card["counts"] for card in cards if card["kind"] == "real"]:
-            return sum(counts[0].values()), only
+    for run in find_runs(results, dataset=dataset):
+        if (card := read_run(run)["data"])["kind"] == "real":
+            return sum(card["counts"].values()), ""
+    for run in find_runs(results, dataset=None):
+        if (summary := read_summary(run, f"{dataset}-test")) and summary["data"]["kind"] == "real":
+            return sum(summary["data"]["counts"].values()), ", not trained on"
     return 0, ""
 
 
