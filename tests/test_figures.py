@@ -165,7 +165,7 @@ def models_curves(curve: pd.DataFrame, *names: str):
 NAMES = ("image_sheet", "object_statistics", "history", "pr_roc", "over_thresholds", "paper_against_ours")
 NAMES += ("per_image", "kinds_of_error", "best_and_worst", "worst_places", "predictions", "other_words")
 NAMES += ("reliability", "by_size", "changed_images", "robustness", "learning_curve")
-NAMES += ("comparison", "pr_roc_models", "cost", "ablation", "visual", "architecture")
+NAMES += ("comparison", "pr_roc_models", "cost", "cost_of_parts", "ablation", "visual", "architecture")
 
 
 def words(figure) -> str:

@@ -40,12 +40,10 @@ def run(*command: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_templates_are_clean(path):
+def test_templates_are_well_made(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count for cell in code)
-    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     assert all(cell.source.count("\n") < 16 for cell in code)
     assert all(cell.metadata.keys() <= {"tags"} for cell in notebook.cells)  # no label to be repeated
     assert "this data set" in notebook.cells[0].source.splitlines()[0].lower()
