@@ -461,17 +461,22 @@ def robustness(table: pd.DataFrame, source: str, mpp: float | None = None) -> Fi
 def learning_curve(table: pd.DataFrame, source: str) -> Figure:
     """mIoU and AP on the test images over the number of training images: a dot a run, a line through the means.
 
-    `table`: images, miou, ap of each run.
+    Dashed: the mIoU on validation by which the epoch was chosen. `table`: images, miou, ap, val_miou of each run.
     """
-    means = table.groupby("images")[["miou", "ap"]].mean()
-    told = ", ".join(f"{count} images {show('miou', score)}" for count, score in means["miou"].items())
-    figure, ((ax,),) = panels(f"Test mIoU over the number of training images: {told}.", 2.9, source)
-    for key, colour in {"miou": VERMILLION, "ap": GREEN}.items():
-        ax.plot(means.index, means[key], color=colour, label=TITLES[key])
+    means = table.groupby("images")[["miou", "ap", "val_miou"]].mean()
+    told = ", ".join(
+        f"{count}: {show('miou', row['miou'])} ({show('miou', row['val_miou'])})" for count, row in means.iterrows()
+    )
+    alt = f"mIoU on test images (on validation), by the number of training images: {told}."
+    figure, ((ax,),) = panels(alt, 2.9, source)
+    lines = {"ap": ("AP, test", GREEN, "-"), "val_miou": ("mIoU, validation", VERMILLION, "--"),
+             "miou": ("mIoU, test", VERMILLION, "-")}  # fmt: skip
+    for key, (label, colour, line) in lines.items():
+        ax.plot(means.index, means[key], line, color=colour, label=label)
         ax.plot(table["images"], table[key], "o", color=colour, markersize=4.5, alpha=0.75)
-    ax.set(xscale="log", xlabel="training images", ylabel="score on the test images")
+    ax.set(xscale="log", xlabel="training images", ylabel="score")
     _ticks(ax.xaxis, means.index)
-    figure.legend(loc="outside upper left", ncols=2)
+    figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 

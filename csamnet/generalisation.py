@@ -85,11 +85,12 @@ def found_curve(dataset: str, results: Path) -> list[Path]:
 
 
 def curve_table(folders: Sequence[Path]) -> pd.DataFrame:
-    """For `figures.learning_curve`: images, seed and MEASURES of each run."""
+    """For `figures.learning_curve`: images, seed, mIoU on validation and MEASURES of each run."""
     rows = []
     for folder in folders:
         config, run, pooled = read_config(folder), read_run(folder), read_summary(folder)["pooled"]
         place = {"images": config.images or run["data"]["counts"]["train"], "seed": config.seed}
+        place["val_miou"] = run["best_val_miou"]
         rows.append(place | {key: pooled[key] for key in MEASURES})
     return pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float)).sort_values(["images", "seed"], ignore_index=True)
 

@@ -139,7 +139,9 @@ def draw(views, per_image, curve, samples):
 
 
 CALIBRATED = pd.DataFrame({"probability": [0.1, np.nan, 0.8], "share": [0.2, np.nan, 0.75], "pixels": [60, 0, 40]})
-FEWER = pd.DataFrame({"images": [1, 8, 8], "miou": [0.6, 0.7, 0.8], "ap": [0.7, 0.8, 0.9]})
+FEWER = pd.DataFrame({"images": [1, 8, 8], "miou": [0.6, 0.7, 0.8], "ap": [0.7, 0.8, 0.9]}).assign(
+    val_miou=[0.8, 0.8, 0.9]
+)
 CHANGES = [("none", 1), ("haematoxylin", 0.5), ("eosin", 2), ("coarser", 2), ("coarser, enlarged", 2)]
 CHANGED = pd.DataFrame(CHANGES, columns=["change", "factor"]).assign(miou=[0.8, 0.5, 0.7, 0.4, 0.6], ap=0.9)
 
@@ -343,7 +345,9 @@ def test_changes_stand_beside_the_unchanged(draw):
 
 def test_a_learning_curve_runs_through_the_means(draw):
     (ax,) = draw["learning_curve"]().axes
-    assert ax.lines[0].get_xydata() == pytest.approx(np.array([[1, 0.6], [8, 0.75]]))
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert drawn["mIoU, test"] == [[1, 0.6], [8, 0.75]]
+    assert drawn["mIoU, validation"] == pytest.approx(np.array([[1, 0.8], [8, 0.85]]))
 
 
 def test_images_without_dice_are_neither_best_nor_worst(views):
