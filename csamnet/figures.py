@@ -473,7 +473,8 @@ def learning_curve(table: pd.DataFrame, source: str) -> Figure:
              "miou": ("mIoU, test", VERMILLION, "-")}  # fmt: skip
     for key, (label, colour, line) in lines.items():
         ax.plot(means.index, means[key], line, color=colour, label=label)
-        ax.plot(table["images"], table[key], "o", color=colour, markersize=4.5, alpha=0.75)
+        face = "white" if line == "--" else colour
+        ax.plot(table["images"], table[key], "o", color=colour, markerfacecolor=face, markersize=4.5, alpha=0.75)
     ax.set(xscale="log", xlabel="training images", ylabel="score")
     _ticks(ax.xaxis, means.index)
     figure.legend(loc="outside upper left", ncols=3)

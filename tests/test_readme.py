@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from csamnet.paths import ROOT
-from csamnet.results import read_summary
+from csamnet.results import find_runs, read_run, read_summary
 from csamnet.robustness import read_robustness
 from csamnet.tables import against_paper, show
 
@@ -47,5 +47,14 @@ def test_the_scores_in_its_sentences_are_those_of_the_run_folders():
 def test_the_yardsticks_are_those_of_the_run_folders():
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("Two yardsticks")[2].partition("##")[0]
     for model in ("Otsu", "DCSAU-Net", "UNet", "CSAMNet-S"):
-        summary = read_summary(ROOT / "results" / "MoNuSeg" / f"{model}-brief-seed0")
-        assert show("miou", summary["pooled"]["miou"]) in text, model
+        folders = find_runs(ROOT / "results", dataset="MoNuSeg", model=model, profile="brief")
+        scores = [100 * read_summary(folder)["pooled"]["miou"] for folder in folders]
+        assert " and ".join(f"{score:.2f}" for score in scores) + " %" in text, model
+
+
+def test_the_learning_curve_in_its_words_is_that_of_the_run_folders():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").partition("How many images?")[2].split())
+    for count, words in {1: "one training image", 8: "eight", 16: "sixteen"}.items():
+        (folder,) = find_runs(ROOT / "results", dataset="MoNuSeg", profile="brief", images=count, seed=0)
+        assert f"{show('miou', read_summary(folder)['pooled']['miou'])} with {words}" in text
+        assert round(100 * read_run(folder)["best_val_miou"]) in (74, 75)
