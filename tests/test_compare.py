@@ -109,10 +109,17 @@ def read(results, model: str) -> list:
     return [read_evaluation(folder) for folder in collect("Toy", "short", results)[model]]
 
 
-def test_seeds_are_averaged_image_by_image(results):
+def test_seeds_are_averaged(results):
+    """Of an image's measures, and of a resampled data set's."""
     seeds = read(results, "CSAMNet-S")
     first, second = (one.images.set_index("name")["dice"] for one in seeds)
     pd.testing.assert_series_equal(over_images(seeds)["dice"], (first + second) / 2)
+    both = intervals(seeds)["miou"]
+    alone = [intervals([one])["miou"] for one in seeds]
+    middle = np.mean([one.summary["pooled"]["miou"] for one in seeds])
+    assert both[0] < middle < both[1]
+    assert both not in alone
+    assert both == pytest.approx(np.mean(alone, 0), abs=0.3 * (both[1] - both[0]))
 
 
 def test_an_interval_over_seeds_is_that_of_their_mean(results):

@@ -139,9 +139,7 @@ def draw(views, per_image, curve, samples):
 
 
 CALIBRATED = pd.DataFrame({"probability": [0.1, np.nan, 0.8], "share": [0.2, np.nan, 0.75], "pixels": [60, 0, 40]})
-FEWER = pd.DataFrame({"images": [1, 8, 8], "miou": [0.6, 0.7, 0.8], "ap": [0.7, 0.8, 0.9]}).assign(
-    val_miou=[0.8, 0.8, 0.9]
-)
+FEWER = pd.DataFrame({"images": [1, 8, 8], "miou": [0.6, 0.7, 0.8], "ap": [0.7, 0.8, 0.9], "val_miou": [0.8, 0.8, 0.9]})
 CHANGES = [("none", 1), ("haematoxylin", 0.5), ("eosin", 2), ("coarser", 2), ("coarser, enlarged", 2)]
 CHANGED = pd.DataFrame(CHANGES, columns=["change", "factor"]).assign(miou=[0.8, 0.5, 0.7, 0.4, 0.6], ap=0.9)
 
