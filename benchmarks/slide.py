@@ -100,7 +100,7 @@ def alone(model: nn.Module, slide: Slide, frame: Frame, batch: int, most: int = 
     groups = [tiles[i : i + batch] for i in range(0, min(len(tiles), most * batch), batch)]
     loaded, network = (
         [np.stack([read(at) for at in group]) for group in groups],
-        Network(model, config.tile, config.precision),
+        Network(model, config),
     )
     network(loaded[0])
     started = time.perf_counter()

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import DownloadColumn
 from rich.table import Table
 
-from csamnet.cli_slide import progress, slide
+from csamnet.cli_slide import Device, Normalise, Threshold, Weights, progress, slide
 from csamnet.config import RIVALS, SIZES, make_config
 from csamnet.files import InputError, read_json
 from csamnet.paths import DOWNLOADS, FIGURES, PREPARED, RESULTS, SAMPLES, WEIGHTS
@@ -22,7 +22,6 @@ __all__ = ["app"]
 
 Root = Annotated[Path, typer.Option(help="Folder of the prepared data sets.", show_default="data/prepared")]
 STEPS = "Budget: paper (30,000 steps, for a GPU), cpu (4,000), short (800), brief (300), sample (120)."
-Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 
 
 @command
@@ -160,6 +159,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train | val | test")] = "test",
     on: Annotated[str | None, typer.Option(help="Another data set than the run's own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure images that it learned from, and mark it.")] = False,
+    normalise: Normalise = None,
     device: Device = "auto",
 ):
     """Measure a trained network; write per_image.csv, curves.csv and summary.json beside its weights."""
@@ -170,7 +170,8 @@ def evaluate(
 
     other = get_dataset(on, root).name if on else None
     with bar(f"Evaluating {run.name} on {' '.join(filter(None, (other, split)))}") as tick:
-        folder = evaluate(run, root, split=split, dataset=other, force=force, device=device, on_image=tick)
+        folder = evaluate(run, root, split=split, dataset=other, force=force, normalise=normalise, device=device,
+                          on_image=tick)  # fmt: skip
     summary = read_summary(run, folder.name)
     kind = KINDS[summary["data"]["kind"]]
     kind += f"; it has learned from {summary['seen']} of these images" * bool(summary["seen"])
@@ -206,10 +207,11 @@ def robustness(
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Any images: PNG, TIFF, JPEG, BMP, WebP.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")],
-    weights: Annotated[str, typer.Option(help="Run folder, .safetensors file, or name in weights/.")] = "MoNuSeg",
-    threshold: Annotated[float | None, typer.Option(help="Probability from which a pixel is foreground.")] = None,
+    weights: Weights = "MoNuSeg",
+    threshold: Threshold = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres a pixel of the images: see below.")] = None,
     tta: Annotated[bool, typer.Option("--tta", help="Average over the eight flips and turns.")] = False,
+    normalise: Normalise = None,
     device: Device = "auto",
 ):
     """Segment images: mask PNG, probability TIFF, overlay PNG, nuclei as CSV and as GeoJSON for QuPath.
@@ -221,7 +223,8 @@ def predict(
 
     model = load(weights, device)
     with bar("Predicting") as tick:
-        table = predict_files(model, images, out, threshold=threshold, mpp=mpp, tta=tta or None, on_image=tick)
+        settings = {"threshold": threshold, "tta": tta or None, "normalise": normalise}
+        table = predict_files(model, images, out, mpp=mpp, on_image=tick, **settings)
     for row in table.to_dict("records"):
         found = f"{row['nuclei']} {target_of(model)[1]}, {100 * row['coverage']:.1f} % of the image"
         console.print(f"{row['image']}: {found}", soft_wrap=True)

@@ -23,6 +23,7 @@ Batch = Annotated[int | None, typer.Option(help="Tiles at once; else as the devi
 Workers = Annotated[int, typer.Option(help="Processes that look for nuclei.", min=1)]
 Threshold = Annotated[float | None, typer.Option(help="Probability from which a pixel is foreground.")]
 Tta = Annotated[bool, typer.Option("--tta", help="Average over the eight flips and turns: eight times the work.")]
+Normalise = Annotated[float | None, typer.Option(help="0 to 1: how far towards the stain of the training images.")]
 Devices = Annotated[int, typer.Option(help="Processes, each on a device of its own, that share the slides.", min=1)]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 
@@ -39,6 +40,7 @@ def slide(
     batch: Batch = None,
     workers: Workers = 1,
     tta: Tta = False,
+    normalise: Normalise = None,
     device: Device = "auto",
     devices: Devices = 1,
 ):
@@ -51,7 +53,7 @@ def slide(
     from csamnet.slide_jobs import run_slides, share_slides, write_overview
     from csamnet.slide_run import Options
 
-    options = Options(mpp, at, _region(region), whole, batch, workers, threshold, tta)
+    options = Options(mpp, at, _region(region), whole, batch, workers, threshold, tta, normalise)
     with bar("Slides" if devices > 1 else "Tiles") as tick:
         if devices > 1:
             hooks = {"on_row": _tell, "on_slide": tick}

@@ -94,6 +94,7 @@ class RunConfig:
     overlap: float = 0.5  # of neighbouring tiles
     val_overlap: float = 0.25  # the same during training, where only the ranking of epochs matters
     tta: bool = False  # mean over the eight flips and turns
+    normalise: float = 0.0  # share of the way from an image's stain to that of the training images
     threshold: float = 0.5  # probability from which a pixel is foreground
 
     def __post_init__(self):
@@ -110,7 +111,7 @@ class RunConfig:
         _within("scale", self.scale, 1, 4)
         for name in ("overlap", "val_overlap"):
             _within(name, getattr(self, name), 0, 0.9)
-        for name in ("warmup", "ema", "foreground", "threshold"):
+        for name in ("warmup", "ema", "foreground", "normalise", "threshold"):
             _within(name, getattr(self, name), 0, 1)
         _within("clip", self.clip, 1e-9, 1e9)  # of 0 no gradient would be left
         for name in ("images", "weight_decay", "dice", "stain", "colour", "blur"):

@@ -7,7 +7,7 @@ blurred there by a few batched operations. There are no worker processes.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -240,6 +240,53 @@ def restain(pixels: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
     density = -torch.log((pixels + 1) / 256).flatten(2)  # (B, 3, H * W)
     density = torch.baddbmm((shifts @ hed)[..., None], matrix.mT, density).view_as(pixels)
     return 256 * torch.exp(-density) - 1
+
+
+def stain_of(pixels: np.ndarray) -> np.ndarray | None:
+    """`(2, 3)` mean and standard deviation of haematoxylin, eosin and residual over the tissue of `(..., 3)` uint8.
+
+    Tissue is what lets less than 86 % of the light through; None where it is less than a hundredth of the pixels. Of
+    more than five million pixels every second, third, ... is looked at.
+    """
+    flat = torch.from_numpy(pixels.reshape(-1, 3)[:: 1 + pixels.size // 2**24])
+    density = -torch.log((flat.double() + 1) / 256)
+    tissue = density[density.mean(1) > 0.15]
+    if len(tissue) < max(2, len(flat) / 100):
+        return None
+    stains = tissue @ torch.linalg.inv(HED.double())
+    return torch.stack([stains.mean(0), stains.std(0, correction=0)]).numpy()
+
+
+def typical_stain(images: Iterable[np.ndarray]) -> list[list[float]] | None:
+    """The median of `stain_of` over images, as lists; None where there is no tissue."""
+    found = [stain for stain in map(stain_of, images) if stain is not None]
+    return np.median(found, 0).round(4).tolist() if found else None
+
+
+def change_to(stain: np.ndarray | None, wanted: Sequence, share: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Factors and shifts `(3,)` for `restain` that bring what `stain_of` found a `share` of the way to `wanted`.
+
+    Means and deviations are matched as Reinhard et al. 2001 match those of colours, but stain by stain. A deviation
+    changes fourfold at most (our choice). Where no stain was found, nothing changes.
+    """
+    if stain is None:
+        return torch.ones(3), torch.zeros(3)
+    (mean, deviation), (to, spread) = stain, stain + share * (np.array(wanted) - stain)
+    factors = (spread / deviation.clip(1e-6)).clip(0.25, 4)
+    return torch.from_numpy(factors).float(), torch.from_numpy(to - factors * mean).float()
+
+
+def restained(pixels: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
+    """`restain` by the same `(3,)` for all of `(B, H, W, 3)` bytes, rounded to bytes."""
+    change = (part.to(pixels.device).expand(len(pixels), 3) for part in (factors, shifts))
+    return restain(pixels.permute(0, 3, 1, 2).float(), *change).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+def normalised(pixels: np.ndarray, wanted: Sequence, share: float = 1.0) -> np.ndarray:
+    """`(H, W, 3)` uint8 a `share` of the way to the stain `wanted`, as `typical_stain` gives it."""
+    change = change_to(stain_of(pixels), wanted, share)
+    rows = torch.from_numpy(np.ascontiguousarray(pixels)).split(1024)
+    return torch.cat([restained(part[None], *change)[0] for part in rows]).numpy()
 
 
 def colour_jitter(pixels: Tensor, draw: _Draws, strength: float) -> Tensor:

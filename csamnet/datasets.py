@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -52,6 +52,7 @@ class Dataset:
     organs: dict[str, str] = field(default_factory=dict)  # code -> organ; in the table, organ -> its codes
     release: dict[str, tuple[str, ...]] = field(default_factory=dict)  # split -> its groups
     validation: tuple[str, ...] = ()  # groups held out of the training split
+    held_out: tuple[str, ...] = ()  # organs: where there are any, their training images are those of validation
     validation_rule: str = "a fifth of the training groups, drawn by the hash of their names"
     drawn: tuple[float, float] | None = None  # where the release has no split: shares of val and test
     subsets: dict[str, tuple[str, ...]] = field(default_factory=dict)  # parts of the test set told apart, by organ
@@ -62,7 +63,11 @@ class Dataset:
     @property
     def touching(self) -> bool:
         """Whether neighbours run together and have to be split, as nuclei; lesions and tumours are not (our choice)."""
-        return self.target[0] == "nucleus" or (self.target[0] == "object" and self.modality.startswith("H&E"))
+        return self.target[0] == "nucleus" or (self.target[0] == "object" and self.stained)
+
+    @property
+    def stained(self) -> bool:
+        return self.modality.startswith("H&E")
 
     @property
     def splits(self) -> dict[str, str]:
@@ -130,7 +135,8 @@ def plain_name(name: str) -> str:
 def get_dataset(name: str, root: Path | str | None = None) -> Dataset:
     """The entry called `name`, whatever the case, spaces and hyphens; or a data set of one's own, prepared in `root`.
 
-    Raises InputError for an unknown name, with the nearest one.
+    `MoNuSeg-without-bladder-colon` is MoNuSeg with another split, see `hold_out`. Raises InputError for an unknown
+    name, with the nearest one.
     """
     plain = {plain_name(known): entry for known, entry in DATASETS.items()}
     wanted = plain_name(name)
@@ -139,10 +145,28 @@ def get_dataset(name: str, root: Path | str | None = None) -> Dataset:
     card = Path(root or ".", str(name), "dataset.json")
     if card.is_file() and "own" in (about := read_json(card)):
         return own_dataset(str(name), **about["own"])
+    base, without, organs = str(name).partition("-without-")
+    if without:
+        return hold_out(get_dataset(base, root), organs)
     near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.4)
     mend = f"did you mean {plain[near[0]].name}? " if near else ""
     mend += "For images of your own: csamnet prepare NAME --from TREE --own MODALITY"
     raise InputError(f"unknown data set {name!r}", expected=", ".join(DATASETS), mend=mend)
+
+
+def hold_out(entry: Dataset, organs: str) -> Dataset:
+    """Enter a split of a data set into the table, by which the training images of `organs` (bladder-colon) validate.
+
+    Raises InputError for an organ that is not in its training images, and where these do not tell theirs.
+    """
+    known = sorted({entry.organ_of(group) for group in entry.release.get("train", ())})
+    names = sorted({*organs.lower().split("-")})
+    if not {*names} < {*known}:
+        expected = "-".join(known) + ", but not all of them" if known else "a data set whose names tell the organ"
+        raise InputError(f"organs of {entry.name} that cannot be held out", expected=expected, found=organs)
+    name, rule = f"{entry.name}-without-{'-'.join(names)}", f"by organ: all training images of {', '.join(names)}"
+    DATASETS[name] = replace(entry, name=name, held_out=tuple(names), validation_rule=rule)
+    return DATASETS[name]
 
 
 def known_mpp(name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,13 +17,12 @@ from torch import Tensor, nn
 
 from csamnet import baselines, metrics
 from csamnet import results as runs
-from csamnet.baselines.otsu import otsu_haematoxylin
 from csamnet.config import MODELS, RunConfig
-from csamnet.data import Sample, load_split, pair, to_input
+from csamnet.data import Sample, load_split, normalised, pair, to_input
 from csamnet.datasets import DATASETS
 from csamnet.files import InputError, atomic, write_csv, write_json
 from csamnet.model import CSAMNet, extend, load_strictly, load_weights, read_about
-from csamnet.paths import RESULTS, WEIGHTS
+from csamnet.paths import WEIGHTS
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -129,9 +129,26 @@ def tile_probability(model: nn.Module, tiles: Tensor, precision: str, tta: bool 
 
 
 def predictor(model: nn.Module, config: RunConfig, **changes) -> Callable[[np.ndarray], np.ndarray]:
-    """`predict_probability` with a run's settings: image in, probability out."""
+    """`predict_probability` with a run's settings: image in, probability out. InputError as of `stain_learned`."""
     settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "batch", "precision")} | changes
-    return lambda image: predict_probability(model, image, **settings)
+    if not config.normalise:
+        return lambda image: predict_probability(model, image, **settings)
+    stain = stain_learned(model)
+    return lambda image: predict_probability(model, normalised(image, stain, config.normalise), **settings)
+
+
+def stain_learned(model: nn.Module) -> list[list[float]]:
+    """`typical_stain` of what a network has learned from. Raises InputError where its weights do not tell it."""
+    stain = getattr(model, "stain", None)
+    if np.size(stain) != 6:
+        mend = "leave out --normalise; weights that csamnet train made of H&E images tell it"
+        raise InputError("the weights do not tell the stain that images could be normalised to", mend=mend)
+    return stain
+
+
+def stored_stain(path: Path) -> list[list[float]] | None:
+    """The stain that a file of weights tells of."""
+    return json.loads(read_about(path).get("stain", "null"))
 
 
 def validate(model: nn.Module, samples: list[Sample], config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -162,6 +179,7 @@ def load_run(folder: Path | str, device: str = "auto") -> tuple[nn.Module, RunCo
         raise InputError("the training has not ended", path=folder, mend="csamnet train goes on where it stopped")
     model, path = build_model(config), find_run_weights(folder)
     load_strictly(model, load_weights(path), path)
+    model.stain = stored_stain(path)
     return model.to(pick_device(device), memory_format=torch.channels_last).eval(), config
 
 
@@ -184,17 +202,21 @@ def evaluate(
     split: str = "test",
     dataset: str | None = None,
     force: bool = False,
+    normalise: float | None = None,
     device: str = "auto",
     on_image: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Measure a run's weights on a split, of its own data set or of another; return the folder of the results.
+
+    Another `normalise` than the run's own has a folder of its own beside that.
 
     Nothing is done where the same weights were measured on the same data by the same code. Raises InputError where
     the run has learned from one of the images, unless forced: then the summary tells how many. `on_image` is called
     with (done, all) after each image.
     """
     model, config = load_run(folder, device)
-    name, out = dataset or config.dataset, runs.measured_in(folder, dataset, split)
+    config = config if normalise is None else replace(config, normalise=normalise)
+    name, out = dataset or config.dataset, runs.measured_in(folder, dataset, split, normalise)
     card, samples = runs.data_card(root, name), load_split(root, name, split)
     seen = known_images(folder, samples, own=name == config.dataset, split=split, force=force)
     fresh = runs.fingerprint(config, card["manifest_sha256"] + runs.read_run(folder)["fingerprint"], "evaluate")
@@ -207,22 +229,6 @@ def evaluate(
     about["weights"] = find_run_weights(folder).name
     measured = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
     return write_evaluation(out, measured, config, about | {"fingerprint": fresh})
-
-
-def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RESULTS) -> Path:
-    """The threshold on colour in the place of a run's network, measured like it; return its run folder."""
-    config = replace(config, model="Otsu", seed=0)
-    card, folder = runs.data_card(root, config.dataset), runs.run_folder(config, results)
-    fresh, device = runs.fingerprint(config, card["manifest_sha256"], "evaluate"), torch.device("cpu")
-    if (runs.read_summary(folder) or {}).get("fingerprint") == fresh:
-        return folder
-    runs.keep_real(folder / "run.json", card)
-    about = {"data": card, "hardware": runs.hardware(device), "fingerprint": fresh}
-    write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict(), "parameters": 0})
-    samples, parts = load_split(root, config.dataset, "test"), get_subsets(config.dataset)
-    measured = measure(otsu_haematoxylin, samples, config, parts)
-    write_evaluation(folder / "test", measured, config, about | {"seen": 0})
-    return folder
 
 
 def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split: str, force: bool = False) -> list[str]:
@@ -289,7 +295,7 @@ def write_evaluation(out: Path, measured: Measured, config: RunConfig, about: di
     write_csv(out / "curves.csv", metrics.curves(histograms[""]))
     with atomic(out / "scores.npz") as temporary:
         np.savez_compressed(temporary, histograms=each)
-    settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "threshold", "precision")}
+    settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "normalise", "threshold", "precision")}
     parts = get_subsets(about["data"]["name"])
     subsets = {name: [row for row in rows if row["organ"] in organs] for name, organs in parts.items()}
     summary = _scores(rows, histograms[""]) | {

@@ -111,6 +111,27 @@ def elsewhere(folder: Path) -> str:
     return markdown(head, rows, "images") if len(rows) > 1 else ""
 
 
+def normalised(dataset: str, results: Path) -> str:
+    """What runs on a data set, or on some of its organs, reached with real images normalised and not, in Markdown.
+
+    Of each evaluation `test` that there is as `test-normalise1` or with other shares too; empty without any.
+    """
+    rows, last = [], None
+    for path in sorted(Path(results).glob("*/*/*-normalise*/summary.json")):
+        run, (where, share) = path.parents[1], path.parent.name.split("-normalise")
+        config, parts = read_config(run), {share: path.parent.name}
+        if last != (last := (run, where)):  # the first share of these images
+            parts = {"0": where} | parts
+        for share, part in parts.items():
+            summary = read_summary(run, part)
+            if summary["data"]["kind"] == "real" and config.dataset.partition("-without-")[0] == dataset:
+                scores = [show(key, summary["pooled"][key]) for key in MEASURES]
+                trained = f"{config.dataset}, {config.profile}, seed {config.seed}"
+                rows.append([trained, where, f"{summary['n']}", share, *scores])
+    head = ["trained on", "measured on", "images", "normalised", *(TITLES[key] for key in MEASURES)]
+    return markdown(head, rows, ",".join(head[2:])) if rows else ""
+
+
 def changed(config: RunConfig, root: Path, modality: str, side: int = 128) -> dict[str, np.ndarray]:
     """The middle of a test image under every change of `robustness`, by the change's name."""
     sample, shown = load_split(root, config.dataset, "test")[0], {}

@@ -20,7 +20,7 @@ from torch import nn
 
 from csamnet.config import RunConfig, make_config
 from csamnet.datasets import DATASETS, check_mpp, known_mpp
-from csamnet.evaluate import build_model, find_run_weights, pick_device, predictor
+from csamnet.evaluate import build_model, find_run_weights, pick_device, predictor, stored_stain
 from csamnet.files import InputError, printable, sha256_array, sha256_json, write_csv, write_text
 from csamnet.images import MAX_PIXELS, as_rgb, read_image, write_image
 from csamnet.instances import OUTLINE, detection, instances_from_probability, outlines
@@ -38,7 +38,7 @@ class Prediction(NamedTuple):
 
 
 def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
-    """A trained network in inference mode: `config` are the settings and `mpp` the um a pixel it was trained by.
+    """A trained network in inference mode: `config` are the settings, `mpp` the um a pixel and `stain` what it learned.
 
     Takes a .safetensors file of ours or with the released key names, a run folder, or the name of weights in
     `weights/`. Raises InputError where there are none, where they do not fit, and for any other kind of file:
@@ -50,6 +50,7 @@ def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
         config = make_config(**json.loads(about.get("config", "{}")))
         mpp = json.loads(about["mpp"]) if "mpp" in about else known_mpp(config.dataset)
         check_mpp(mpp)
+        stain = stored_stain(path)
     except (ValueError, TypeError) as error:
         raise InputError("the settings stored with the weights are not ours", path=path, found=error) from None
     if "config" in about:
@@ -57,7 +58,7 @@ def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
         load_strictly(model, state, path)
     else:
         model = CSAMNet.from_released(path)
-    model.config, model.mpp = config, mpp
+    model.config, model.mpp, model.stain = config, mpp, stain
     return model.to(place, memory_format=torch.channels_last).eval()
 
 
@@ -84,9 +85,9 @@ def predict(
     to that one, and what is found in it back.
 
     `image` is (H, W) or (H, W, 1, 3 or 4), integers or floats: see `as_rgb`. `settings` replace the stored
-    `threshold`, `tile`, `overlap`, `tta`, `batch` or `precision`, None leaving one as it is. InputError where
-    a value is impossible. Nuclei below `min_area` pixels, as the network sees them, are dropped from `labels`, not
-    from `mask`.
+    `threshold`, `tile`, `overlap`, `tta`, `normalise`, `batch` or `precision`, None leaving one as it is.
+    InputError where a value is impossible. Nuclei below `min_area` pixels, as the network sees them, are dropped from
+    `labels`, not from `mask`.
     """
     changes = {key: value for key, value in settings.items() if value is not None}
     config = replace(getattr(model, "config", RunConfig()), **changes)

@@ -14,16 +14,18 @@ from textwrap import shorten
 
 import numpy as np
 import pandas as pd
+import torch
 from skimage.color import rgb2hed
 
+from csamnet import results as stored
 from csamnet.baselines.otsu import otsu_haematoxylin
 from csamnet.compare import collect
 from csamnet.config import PROFILES, SIZES, RunConfig, experiment, make_config
 from csamnet.data import Sample, load_split
 from csamnet.datasets import Dataset, get_dataset
-from csamnet.evaluate import evaluate, evaluate_otsu, load_run, pick_device, predictor
+from csamnet.evaluate import evaluate, get_subsets, load_run, measure, pick_device, predictor, write_evaluation
 from csamnet.figures import View, spread, true_objects
-from csamnet.files import InputError, atomic, read_json
+from csamnet.files import InputError, atomic, read_json, write_json
 from csamnet.inference import load, predict, touching
 from csamnet.measured import read_images
 from csamnet.paths import PREPARED, RESULTS, ROOT, SAMPLE_TREES
@@ -146,6 +148,22 @@ def run_model(config: RunConfig, root: Path, results: Path, device: str, say: Ca
     folder = train(config, root, results=results, device=device)
     evaluate(folder, root, device=device)
     say(f"{folder.name}: test mIoU {show('miou', read_summary(folder)['pooled']['miou'])}")
+    return folder
+
+
+def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RESULTS) -> Path:
+    """The threshold on colour in the place of a run's network, measured like it; return its run folder."""
+    config = replace(config, model="Otsu", seed=0)
+    card, folder = stored.data_card(root, config.dataset), stored.run_folder(config, results)
+    fresh, device = stored.fingerprint(config, card["manifest_sha256"], "evaluate"), torch.device("cpu")
+    if (read_summary(folder) or {}).get("fingerprint") == fresh:
+        return folder
+    stored.keep_real(folder / "run.json", card)
+    about = {"data": card, "hardware": stored.hardware(device), "fingerprint": fresh}
+    write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict(), "parameters": 0})
+    samples, parts = load_split(root, config.dataset, "test"), get_subsets(config.dataset)
+    measured = measure(otsu_haematoxylin, samples, config, parts)
+    write_evaluation(folder / "test", measured, config, about | {"seen": 0})
     return folder
 
 

@@ -116,11 +116,14 @@ def check_form(dataset: Dataset, form: str | None) -> str | None:
 def assign_splits(dataset: Dataset, records: list[Record]) -> tuple[list[Record], str]:
     """Records with a split each, whole groups together, and the rule in words.
 
-    What the release says stands. Where it says nothing, and the table gives shares of val and test, they are drawn
-    by group. Where only val is missing, it is cut from train: the groups that the table names or, where none of
-    these is there, a fifth (at least one of two). A draw is by the hash of the group's name: at random, but the same
-    wherever the same groups are there.
+    What the release says stands, unless organs are held out: then all their training images are val, and the others
+    train. Where it says nothing, and the table gives shares of val and test, they are drawn by group. Where only val
+    is missing, it is cut from train: the groups that the table names or, where none of these is there, a fifth (at
+    least one of two). A draw is by the hash of the group's name: at random, but the same wherever the same groups are.
     """
+    if dataset.held_out:
+        to = {record.group: "val" for record in records if record.organ in dataset.held_out}
+        return _moved(records, to, "train"), dataset.validation_rule
     given = {record.split for record in records}
     if given == {None} and dataset.drawn:
         val, test = dataset.drawn

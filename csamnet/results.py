@@ -149,10 +149,14 @@ def read_config(folder: Path | str) -> RunConfig:
         raise InputError("the configuration of a run cannot be used", path=path, found=error, mend=mend) from None
 
 
-def measured_in(folder: Path | str, dataset: str | None, split: str) -> Path:
-    """Where an evaluation lies: `test`, or on another data set than the run's own `Kumar-test`."""
-    own = dataset in (None, read_run(folder)["config"]["dataset"])
-    return Path(folder) / (split if own else f"{dataset}-{split}")
+def measured_in(folder: Path | str, dataset: str | None, split: str, normalise: float | None = None) -> Path:
+    """Where an evaluation lies: `test`, or on another data set than the run's own `Kumar-test`.
+
+    With another `normalise` than the run's own it is `test-normalise1`.
+    """
+    config = read_run(folder)["config"]
+    split += "" if normalise in (None, config.get("normalise", 0)) else f"-normalise{normalise:g}"
+    return Path(folder) / (split if dataset in (None, config["dataset"]) else f"{dataset}-{split}")
 
 
 def read_seen(folder: Path | str) -> dict[str, dict]:

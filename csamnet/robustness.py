@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from csamnet.data import Sample, load_split, restain
+from csamnet.data import Sample, load_split, restained
 from csamnet.datasets import get_dataset
 from csamnet.evaluate import finite, known_images, load_run, measure, predictor
 from csamnet.files import InputError, read_json, write_json
@@ -62,9 +62,8 @@ class Changed:
 
 def stained(pixels: np.ndarray, haematoxylin: float = 1.0, eosin: float = 1.0) -> np.ndarray:
     """`(H, W, 3)` uint8 with so many times the amount of each stain, by the deconvolution of `data.restain`."""
-    batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
-    found = restain(batch, torch.tensor([[haematoxylin, eosin, 1.0]]), torch.zeros(1, 3))
-    return found[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    factors, shifts = torch.tensor([haematoxylin, eosin, 1.0]), torch.zeros(3)
+    return restained(torch.from_numpy(pixels)[None], factors, shifts)[0].numpy()
 
 
 def _whole(values: np.ndarray, factor: int) -> np.ndarray:

@@ -19,12 +19,13 @@ from torch import nn
 
 from csamnet import slide_outputs as outputs
 from csamnet.config import RunConfig
+from csamnet.evaluate import stain_learned
 from csamnet.files import InputError, atomic, printable, read_json, sha256_file, sha256_json, write_csv, write_json
 from csamnet.inference import learned_mpp, target_of, weights_sha256
 from csamnet.processes import fresh_processes
 from csamnet.results import code_sha256
 from csamnet.slides import CHUNK, STEPS, Frame, Slide, find_tissue
-from csamnet.stream import Clock, Grid, Network, infer
+from csamnet.stream import Clock, Grid, Network, infer, normalising
 
 TILE_BYTES = 1 << 28  # of a GPU's memory that a tile may take
 RESULTS = ("probability.zarr", "nuclei.geojson", "mask.ome.tiff", "burden.npy", "burden.csv", "burden.png",
@@ -44,6 +45,7 @@ class Options(NamedTuple):
     workers: int = 1
     threshold: float | None = None
     tta: bool = False  # mean over eight flips and turns; else as the weights' run did
+    normalise: float | None = None  # share of the way to the stain that was learned; None: as the weights' run did
 
 
 def run_slide(
@@ -109,8 +111,9 @@ class Job:
     def settings(self) -> dict:
         """All that the stored probability depends on, besides the slide's identity."""
         file, settings = self.slide.path.stat(), {"whole": self.options.whole, "frame": asdict(self.frame)}
-        settings |= {key: getattr(self.config, key) for key in ("tile", "overlap", "tta", "precision")}
-        settings |= {"weights": self.weights, "bytes": file.st_size, "code": code_sha256("stream", self.config.model)}
+        settings |= {key: getattr(self.config, key) for key in ("tile", "overlap", "tta", "normalise", "precision")}
+        settings |= {"weights": self.weights, "stain": getattr(self.model, "stain", None)}
+        settings |= {"bytes": file.st_size, "code": code_sha256("stream", self.config.model)}
         if self.slide.identity == str(self.slide.path.resolve()):  # else it is a hash of what the slide holds
             settings |= {"changed": file.st_mtime_ns}
         return settings
@@ -192,8 +195,9 @@ class Job:
     def infer(self, grid: Grid, tiles: Sequence[tuple[int, int]]) -> None:
         """Store the probability of the rows that are not there; progress is kept after every CHUNK of them."""
         config, start = self.config, self.state["rows"]
-        network = Network(self.model, config.tile, config.precision, config.tta, most=self.options.batch)
         if start < self.frame.height:
+            change = normalising(self.slide, self.model, config, grid, tiles)
+            network = Network(self.model, config, self.options.batch, change)
             infer(self.slide, network, grid, tiles, zarr.open_array(self.folder / "probability.zarr"), start=start,
                   batch=self.state["batch"], clock=self.clock, on_rows=self.keep, on_tile=self.on_tile)  # fmt: skip
 
@@ -235,10 +239,13 @@ class Job:
 
 
 def config_of(model: nn.Module, options: Options) -> RunConfig:
-    """That of the weights' run, as the options alter it."""
+    """That of the weights' run, as the options alter it. Raises InputError as of `stain_learned`."""
     config = getattr(model, "config", RunConfig())
-    threshold = config.threshold if options.threshold is None else options.threshold
-    return replace(config, tta=options.tta or config.tta, threshold=threshold)
+    given = {key: getattr(options, key) for key in ("threshold", "normalise")} | {"tta": options.tta or None}
+    config = replace(config, **{key: value for key, value in given.items() if value is not None})
+    if config.normalise:
+        stain_learned(model)  # or an error
+    return config
 
 
 def frame_of(slide: Slide, learned: float | None, options: Options) -> Frame:

@@ -7,7 +7,7 @@ the slide but for a few rows of tiles.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,8 +20,9 @@ import torch
 import zarr
 from torch import nn
 
-from csamnet.data import to_input
-from csamnet.evaluate import tile_corners, tile_probability, tile_weight
+from csamnet.config import RunConfig
+from csamnet.data import change_to, restained, stain_of, to_input
+from csamnet.evaluate import stain_learned, tile_corners, tile_probability, tile_weight
 from csamnet.model import extend
 from csamnet.slides import CHUNK, STEPS, Frame, Slide
 
@@ -53,10 +54,7 @@ class Clock(list):
         self.append((part, time.perf_counter() - started))
 
     def totals(self) -> dict[str, float]:
-        parts: Counter = Counter()
-        for part, seconds in self:
-            parts[part] += seconds
-        return dict(parts)
+        return {part: sum(seconds for name, seconds in self if name == part) for part in dict(self)}
 
 
 def ahead(function: Callable, items: Iterable, pool: Executor, most: int) -> Iterator:
@@ -95,10 +93,13 @@ def reader(slide: Slide, grid: Grid) -> Callable[[tuple[int, int]], np.ndarray]:
 
 
 class Network:
-    """A model on batches of tiles; where the device runs out of memory, batches are run in halves from then on."""
+    """A model on batches of tiles, restained by `change` if there is one.
 
-    def __init__(self, model: nn.Module, tile: int, precision: str, tta: bool = False, most: int | None = None):
-        self.model, self.tile, self.precision, self.tta, self.most = model.eval(), tile, precision, tta, most or 1 << 30
+    Where the device runs out of memory, batches are run in halves from then on.
+    """
+
+    def __init__(self, model: nn.Module, config: RunConfig, most: int | None = None, change: Sequence = ()):
+        self.model, self.config, self.most, self.change = model.eval(), config, most or 1 << 30, change
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()
@@ -114,8 +115,22 @@ class Network:
         return self(pixels)
 
     def _run(self, pixels: torch.Tensor) -> np.ndarray:
-        x = extend(to_input(pixels.to(self.device)).permute(0, 3, 1, 2), self.tile, self.tile)
-        return tile_probability(self.model, x, self.precision, self.tta).cpu().numpy()
+        config, pixels = self.config, pixels.to(self.device)
+        pixels = restained(pixels, *self.change) if self.change else pixels
+        x = extend(to_input(pixels).permute(0, 3, 1, 2), config.tile, config.tile)
+        return tile_probability(self.model, x, config.precision, config.tta).cpu().numpy()
+
+
+def normalising(slide: Slide, model: nn.Module, config: RunConfig, grid: Grid, tiles: Sequence[tuple]) -> Sequence:
+    """The `change` of all tiles of a slide that brings its stain to what was learned; empty where none is wanted.
+
+    The slide's stain is that of 64 of its tiles, spread evenly. Raises InputError as `stain_learned`.
+    """
+    if not config.normalise or not tiles:
+        return ()
+    read, wanted = reader(slide, grid), stain_learned(model)
+    pixels = np.concatenate([read(corner).reshape(-1, 3) for corner in tiles[:: -(-len(tiles) // 64)]])
+    return change_to(stain_of(pixels), wanted, config.normalise)
 
 
 def stitch(grid: Grid, done: Iterable[tuple[tuple[int, int], np.ndarray]], first: int = 0) -> Iterator[np.ndarray]:

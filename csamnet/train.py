@@ -28,7 +28,7 @@ from torch.optim.swa_utils import update_bn
 
 from csamnet import results as runs
 from csamnet.config import RunConfig
-from csamnet.data import Atlas, draw_images, load_split
+from csamnet.data import Atlas, draw_images, load_split, typical_stain
 from csamnet.datasets import get_dataset
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
 from csamnet.files import InputError, write_csv, write_json
@@ -71,7 +71,8 @@ def train(
     network = convert_conv2d_weight_memory_format(build_model(config), torch.channels_last)
     optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.lr)
     model, optimizer = fabric.setup(torch.compile(network) if config.compile else network, optimizer)
-    ema = copy.deepcopy(network).requires_grad_(False)
+    ema, entry = copy.deepcopy(network).requires_grad_(False), get_dataset(config.dataset, root)
+    ema.stain = typical_stain(sample.image() for sample in samples["train"]) if entry.stained else None
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", fresh, network, ema, optimizer)
     history = checkpoint.load()
     crops = typical_crops(atlas, config)
@@ -94,7 +95,7 @@ def train(
                 on_epoch(row)
 
     if fabric.is_global_zero:
-        checkpoint.finish(config, get_dataset(config.dataset, root).mpp)
+        checkpoint.finish(config, entry.mpp)
         end_run(folder, fabric, history)
     fabric.barrier()
     return folder
@@ -247,7 +248,8 @@ class Checkpoint:
 
     def finish(self, config: RunConfig, mpp: float | None) -> None:
         """Write the best weights, and remove the checkpoint with what a kill may have left half-written of it."""
-        about = {"config": json.dumps(config.to_dict()), "mpp": json.dumps(mpp), "run": self.fingerprint}
+        about = {"config": config.to_dict(), "mpp": mpp, "stain": self.ema.stain}
+        about = {key: json.dumps(value) for key, value in about.items()} | {"run": self.fingerprint}
         save_weights(self.best, self.path.with_name("weights.safetensors"), **about)
         for path in self.path.parent.glob("*checkpoint.*"):
             path.unlink()

@@ -28,10 +28,11 @@ from csamnet.compare import (
     paired,
 )
 from csamnet.config import MODELS, RIVALS, RunConfig, experiment
-from csamnet.evaluate import evaluate_otsu, measure, write_evaluation
+from csamnet.evaluate import measure, write_evaluation
 from csamnet.files import InputError, read_json, write_json
 from csamnet.measured import read_curves, read_evaluation, read_objects, read_scores
 from csamnet.metrics import BINS, average_precision, coarse, from_counts, roc_auc, score_histogram
+from csamnet.notebooks import evaluate_otsu
 from csamnet.results import read_summary, run_folder
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from skimage.color import rgb2hed
 
 from csamnet import data
 from csamnet.config import RunConfig, make_config
@@ -325,3 +326,72 @@ def test_split_that_is_empty_or_not_there(tree, tmp_path):
             load_split(tree, "MoNuSeg", split)
     with pytest.raises(InputError, match="csamnet prepare PUMA"):
         load_split(tmp_path, "PUMA", "train")
+
+
+# ----------------------------------------------------------------------------------- stain normalisation
+
+
+def dyed(means, deviations, side: int = 60) -> np.ndarray:
+    """An image whose amounts of the three stains are normal, in colours that a byte does not cut off."""
+    stains = np.random.default_rng(5).normal(means, deviations, (side, side, 3))
+    return (256 * np.exp(-stains @ data.HED.double().numpy()) - 1).round().clip(0, 255).astype(np.uint8)
+
+
+def test_the_stain_of_an_image_is_that_it_was_painted_with():
+    means, deviations = [0.5, 0.4, 0.3], [0.12, 0.08, 0.05]
+    found = data.stain_of(dyed(means, deviations))
+    np.testing.assert_allclose(found, [means, deviations], atol=0.02)
+    hed = rgb2hed(dyed(means, deviations)).reshape(-1, 3)  # another library, to within its unit of stain
+    np.testing.assert_allclose((hed.std(0) / hed.mean(0)), found[1] / found[0], rtol=0.1)
+
+
+def test_glass_has_no_part_in_the_stain():
+    image = dyed([0.5, 0.4, 0.3], [0.12, 0.08, 0.05])
+    glass = np.full((60, 540, 3), 240, np.uint8)
+    np.testing.assert_allclose(data.stain_of(np.hstack([image, glass])), data.stain_of(image), atol=1e-9)
+    assert data.stain_of(np.hstack([image[:, :5], glass])) is None, "less than a hundredth is tissue"
+    assert data.stain_of(glass) is None
+
+
+def test_a_large_image_is_looked_at_in_parts():
+    image = np.tile(dyed([0.5, 0.4, 0.3], [0.12, 0.08, 0.05]), (45, 45, 1))  # 7.3 million pixels
+    np.testing.assert_allclose(data.stain_of(image), data.stain_of(image[:60, :60]), atol=0.005)
+
+
+def test_a_normalised_image_has_the_stain_that_was_wanted():
+    wanted = [[0.5, 0.35, 0.3], [0.12, 0.08, 0.06]]
+    image = dyed([0.35, 0.5, 0.35], [0.08, 0.1, 0.05])
+    before = data.stain_of(image)
+    np.testing.assert_allclose(data.stain_of(data.normalised(image, wanted)), wanted, atol=0.01)
+    half = data.stain_of(data.normalised(image, wanted, 0.5))
+    np.testing.assert_allclose(half, (before + wanted) / 2, atol=0.01)
+    assert np.array_equal(data.normalised(image, wanted, 0.0), image)
+    assert np.abs(data.normalised(image, before.tolist()).astype(int) - image).max() <= 1
+
+
+def test_what_has_no_tissue_is_not_normalised():
+    glass = np.random.default_rng(0).integers(235, 256, (40, 30, 3)).astype(np.uint8)
+    assert np.array_equal(data.normalised(glass, [[0.5, 0.4, 0.3], [0.1, 0.1, 0.1]]), glass)
+
+
+def test_a_pale_image_is_not_blown_up():
+    flat = np.full((30, 30, 3), (150, 100, 170), np.uint8)
+    factors, _ = data.change_to(data.stain_of(flat), [[0.5, 0.4, 0.3], [0.4, 0.1, 0.2]])
+    assert factors.tolist() == [4, 4, 4]
+    factors, _ = data.change_to(np.array([[0.5, 0.4, 0.3], [0.4, 0.1, 0.2]]), [[0.5, 0.4, 0.3], [0.01, 0.2, 0.2]])
+    assert factors.tolist() == [0.25, 2, 1]
+
+
+def test_the_typical_stain_is_a_median():
+    images = [dyed([mean, 0.4, 0.3], [0.1, 0.08, 0.05]) for mean in (0.4, 0.45, 0.8)]
+    glass = np.full((20, 20, 3), 250, np.uint8)
+    np.testing.assert_allclose(data.typical_stain([*images, glass]), data.stain_of(images[1]), atol=2e-3)
+    assert data.typical_stain([glass]) is None
+
+
+def test_rows_of_a_long_image_are_changed_alike():
+    image = dyed([0.5, 0.4, 0.3], [0.12, 0.08, 0.05], 64)
+    long = np.tile(image, (40, 1, 1))  # 2,560 rows, in three parts
+    wanted = [[0.4, 0.35, 0.3], [0.12, 0.08, 0.06]]
+    parts, whole = data.normalised(long, wanted)[-64:], data.normalised(image, wanted)
+    assert np.abs(parts.astype(int) - whole).max() <= 1

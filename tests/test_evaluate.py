@@ -248,6 +248,16 @@ def test_an_evaluation_is_not_repeated_until_something_changes(run, tree, monkey
     assert sha256_file(summary) != content
 
 
+def test_normalised_images_are_measured_apart(run, tree, tmp_path):
+    folder = shutil.copytree(run, tmp_path / run.name)
+    plain, changed = (evaluate(folder, tree, device="cpu", normalise=share) for share in (None, 1.0))
+    assert (plain.name, changed.name) == ("test", "test-normalise1")
+    assert evaluate(folder, tree, device="cpu", normalise=0.0) == plain, "that is the run's own"
+    one, other = (read_json(out / "summary.json") for out in (plain, changed))
+    assert (one["settings"]["normalise"], other["settings"]["normalise"]) == (0, 1)
+    assert one["pooled"] != other["pooled"]
+
+
 def test_a_full_disk_leaves_no_evaluation(run, tree, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

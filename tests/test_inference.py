@@ -15,13 +15,15 @@ import tifffile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tiny import discs
 from torch import nn
 
 from csamnet import inference
 from csamnet.config import MODELS, RunConfig, make_config
+from csamnet.data import normalised
 from csamnet.files import InputError
 from csamnet.inference import Prediction, as_rgb, find_weights, load, nuclei, overlay, predict, stems
-from csamnet.model import CSAMNet
+from csamnet.model import CSAMNet, save_weights
 
 CONFIG = make_config("sample", tile=128, overlap=0.0)
 
@@ -376,6 +378,31 @@ def test_what_is_not_stained_is_not_split(dataset, stain, split):
 def test_a_setting_of_none_is_that_of_the_weights():
     found = predict(Dark(), picture(), threshold=None, tile=None)
     np.testing.assert_array_equal(found.mask, predict(Dark(), picture()).mask)
+
+
+def test_an_image_is_brought_to_the_stain_that_was_learned(network, weights, tmp_path):
+    """As far as is asked; weights carry their stain, and files without one say so."""
+    image, wanted = discs(0, 150, 140)[0], [[0.6, 0.3, 0.4], [0.3, 0.1, 0.1]]
+    save_weights(network.state_dict(), tmp_path / "stained.safetensors", stain=json.dumps(wanted),
+                 config=json.dumps(CONFIG.to_dict()))  # fmt: skip
+    model = load(tmp_path / "stained.safetensors")
+    assert model.stain == wanted
+    for share in (0.5, 1):
+        changed = predict(model, normalised(image, wanted, share)).probability
+        np.testing.assert_array_equal(predict(model, image, normalise=share).probability, changed)
+        assert not np.array_equal(changed, predict(model, image).probability)
+    with pytest.raises(InputError, match="do not tell the stain"):
+        predict(load(weights), image, normalise=1)
+    with pytest.raises(InputError, match="normalise cannot be used"):
+        predict(model, image, normalise=1.5)
+
+
+@pytest.mark.parametrize("stain", ["[[1, 2], [3, 4]]", "3", "{}"])
+def test_a_stain_that_is_none_is_not_normalised_to(network, tmp_path, stain):
+    save_weights(network.state_dict(), tmp_path / "a.safetensors", stain=stain,
+                 config=json.dumps(CONFIG.to_dict()))  # fmt: skip
+    with pytest.raises(InputError, match="do not tell the stain"):
+        predict(load(tmp_path / "a.safetensors"), discs(0, 150, 140)[0], normalise=1)
 
 
 def test_stems_do_not_collide():

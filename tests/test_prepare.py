@@ -209,6 +209,47 @@ def test_validation_is_cut_by_group():
     assert rule == dataset.validation_rule
 
 
+def test_organs_are_held_out_for_validation(tmp_path):
+    entry = get_dataset("monuseg-without-Stomach-colon")
+    assert entry.name == "MoNuSeg-without-colon-stomach"
+    every = [*entry.release["train"], *entry.release["test"]]
+    given = [
+        Record(group, "train" if group in entry.release["train"] else "test", group, entry.organ_of(group), {}, None)
+        for group in every
+    ]
+    cut, rule = assign_splits(entry, given)
+    assert {r.organ for r in cut if r.split == "val"} == {"colon", "stomach"}
+    assert not {r.organ for r in cut if r.split == "train"} & {"colon", "stomach"}
+    assert [r.split == "test" for r in cut] == [r.split == "test" for r in given]
+    assert sum(r.split == "val" for r in cut) == 4
+    assert rule == "by organ: all training images of colon, stomach"
+    known, _ = assign_splits(DATASETS["MoNuSeg"], given)  # of a tree that was split otherwise
+    assert [r.split for r in assign_splits(entry, known)[0]] == [r.split for r in cut]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("MoNuSeg-without-lung", "bladder-breast-colon"), ("MoNuSeg-without-", "bladder-"), ("PUMA-without-skin", "names"),
+     ("Kumar-without-breast-kidney-liver-prostate", "not all"), ("MoNoSeg-without-colon", "did you mean MoNuSeg")],
+)  # fmt: skip
+def test_organs_that_cannot_be_held_out(name, told):
+    with pytest.raises(InputError, match=told):
+        get_dataset(name)
+
+
+def test_a_look_alike_with_organs_held_out(tmp_path):
+    make_sample("Kumar", tmp_path / "samples", train=6, test=2, size=128)
+    organs = read_manifest(prepare("Kumar", tmp_path / "samples" / "Kumar", tmp_path))
+    organ = organs.loc[organs["split"] != "test", "organ"].iloc[0]
+    folder = prepare(f"Kumar-without-{organ}", tmp_path / "samples" / "Kumar", tmp_path)
+    table = read_manifest(folder)
+    assert folder.name == f"Kumar-without-{organ}"
+    assert set(table.loc[table["split"] == "val", "organ"]) == {organ}
+    assert organ not in set(table.loc[table["split"] == "train", "organ"])
+    assert "split: by organ" in read_json(folder / "dataset.json")["notes"][0]
+    assert load_split(tmp_path, folder.name, "val")[0].touching
+
+
 def test_a_tree_by_hand_is_prepared_in_place(tmp_path, monkeypatch):
     source = lay(tmp_path / "MoNuSeg", {"train": ["a", "b", "c"], "test": ["g"]})
     before = state(source)

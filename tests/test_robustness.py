@@ -207,6 +207,30 @@ def test_other_data_sets_stand_below_the_own(run, tree, tmp_path):
     assert lines[3].startswith("| PUMA | 7 |")
 
 
+def test_normalised_images_stand_below_those_as_they_are(tmp_path):
+    pooled = {"miou": 0.5, "dice": 0.5, "ap": 0.5, "auc": 0.5}
+    for dataset, kind in (
+        ("MoNuSeg", "real"),
+        ("MoNuSeg-without-colon", "real"),
+        ("Kumar", "real"),
+        ("CPM17", "sample"),
+    ):
+        config = make_config("brief", dataset=dataset, seed=3)
+        folder = tmp_path / dataset / config.name
+        write_json(folder / "run.json", {"status": "done", "config": config.to_dict()})
+        for part, score in (("val", 0.5), ("val-normalise0.5", 0.6), ("val-normalise1", 0.7)):
+            told = {"pooled": pooled | {"miou": score}, "data": {"kind": kind}, "n": 6}
+            write_json(folder / part / "summary.json", told)
+    rows = [line.split(" | ")[:5] for line in generalisation.normalised("MoNuSeg", tmp_path).splitlines()[2:]]
+    assert rows == [
+        [f"| {name}, brief, seed 3", "val", "6", share, score]
+        for name in ("MoNuSeg", "MoNuSeg-without-colon")
+        for share, score in (("0", "50.00 %"), ("0.5", "60.00 %"), ("1", "70.00 %"))
+    ]
+    assert generalisation.normalised("PUMA", tmp_path) == ""
+    assert generalisation.normalised("CPM17", tmp_path) == "", "look-alikes"
+
+
 def test_the_page_on_a_tiny_look_alike(tmp_path):
     from csamnet.notebooks import ROOT, run_notebook
 

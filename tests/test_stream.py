@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from torch import nn
 
 from csamnet import slide_jobs, slide_outputs, slide_run, stream
 from csamnet.config import RunConfig
+from csamnet.data import change_to, restained, stain_of
 from csamnet.evaluate import predict_probability
 from csamnet.files import InputError, sha256_file
 from csamnet.inference import load
@@ -37,10 +39,13 @@ from csamnet.slide_jobs import overview, run_slides, share_slides, write_overvie
 from csamnet.slide_outputs import Nuclei
 from csamnet.slide_run import Options, run_slide
 from csamnet.slides import STEPS, Frame, Slide
-from csamnet.stream import Clock, Grid, Network, infer, stitch
+from csamnet.stream import Clock, Grid, Network, infer, normalising, stitch
 
 WHOLE = Options(at=0.5, whole=True, batch=3)
 ALL = np.ones((1, 1), bool), 1e9  # tissue everywhere
+
+
+PLAIN = RunConfig(tile=128, precision="fp32")
 
 
 class Dark(nn.Module):
@@ -51,7 +56,7 @@ class Dark(nn.Module):
         self.mean = nn.Conv2d(3, 1, 5, padding=2)
         nn.init.constant_(self.mean.weight, 1 / 75)
         nn.init.constant_(self.mean.bias, -0.4)
-        self.config = RunConfig(tile=128, precision="fp32")
+        self.config = PLAIN
 
     def forward(self, x):
         logit = -4 * self.mean(x)
@@ -76,7 +81,7 @@ def test_the_stream_is_one_pass_over_the_whole(tmp_path, model, height, width):
     slide = Slide(pyramid(tmp_path / "a.svs", [discs(height, height, width)[0]]))
     grid, stored = Grid(frame(slide), 128, 0.5), np.zeros((height, width), np.uint16)
     expected, tiles = whole(slide, model), grid.tiles(*ALL)
-    read, network = stream.reader(slide, grid), Network(model, 128, "fp32")
+    read, network = stream.reader(slide, grid), Network(model, PLAIN)
     done = ((corner, network(read(corner)[None])[0]) for corner in tiles)
     np.testing.assert_allclose(np.concatenate(list(stitch(grid, done))), expected, atol=1e-6)
     infer(slide, network, grid, tiles, stored, batch=7, clock=Clock())
@@ -89,7 +94,7 @@ def test_the_stream_is_one_pass_over_the_whole(tmp_path, model, height, width):
 def test_any_overlap(tmp_path, model, overlap):
     slide, stored = Slide(pyramid(tmp_path / "a.svs", [discs(1, 400, 333)[0]])), np.zeros((400, 333), np.uint16)
     grid = Grid(frame(slide), 128, overlap)
-    infer(slide, Network(model, 128, "fp32"), grid, grid.tiles(*ALL), stored, batch=4, clock=Clock())
+    infer(slide, Network(model, PLAIN), grid, grid.tiles(*ALL), stored, batch=4, clock=Clock())
     np.testing.assert_allclose(stored / STEPS, whole(slide, model, overlap=overlap), atol=5.1e-5)
 
 
@@ -101,11 +106,48 @@ def test_glass_is_skipped_and_tissue_is_not_changed_by_it(tmp_path, model):
     grid, stored = Grid(frame(slide), 128, 0.5), np.zeros(image.shape[:2], np.uint16)
     tiles = grid.tiles(tissue, coarse)
     assert len(tiles) < 0.5 * len(grid.tiles(*ALL))
-    infer(slide, Network(model, 128, "fp32"), grid, tiles, stored, batch=4, clock=Clock())
+    infer(slide, Network(model, PLAIN), grid, tiles, stored, batch=4, clock=Clock())
     fine = np.kron(tissue, np.ones((4, 4), bool))[:1200, :900]
     np.testing.assert_allclose(stored[fine] / STEPS, whole(slide, model)[fine], atol=5.1e-5)
     assert not stored[:150].any()
     assert not stored[900:].any()
+
+
+def test_a_slide_is_brought_to_the_stain_that_was_learned(tmp_path, model):
+    """As an image of the same pixels is; without glass, of which a slide's stain is not measured."""
+    image, model.stain = discs(4, 500, 700)[0], [[0.1, 0.3, 0.4], [0.2, 0.1, 0.1]]
+    slide, config = Slide(pyramid(tmp_path / "a.svs", [image])), replace(PLAIN, normalise=0.5)
+    grid, pixels = Grid(frame(slide), 128, 0.5), slide.read(0, 0, *slide.size)
+    tiles = grid.tiles(*ALL)
+    change = normalising(slide, model, config, grid, tiles)
+    factors, shifts = change_to(stain_of(pixels), model.stain, 0.5)
+    torch.testing.assert_close(change[0], factors, atol=0.05, rtol=0)  # tiles overlap and count the middle twice
+    torch.testing.assert_close(change[1], shifts, atol=0.05, rtol=0)
+    network, changed = Network(model, config, change=change), restained(torch.from_numpy(pixels)[None], *change)
+    stored = np.zeros(pixels.shape[:2], np.uint16)
+    infer(slide, network, grid, tiles, stored, batch=4, clock=Clock())
+    np.testing.assert_allclose(stored / STEPS, predict_probability(model, changed[0].numpy(), tile=128), atol=5.1e-5)
+    assert np.abs(stored / STEPS - whole(slide, model)).max() > 0.01, "it matters"
+    assert normalising(slide, model, PLAIN, grid, tiles) == normalising(slide, model, config, grid, []) == ()
+
+
+def test_another_share_of_normalisation_is_another_slide(tmp_path, model):
+    model.stain = [[0.1, 0.3, 0.4], [0.2, 0.1, 0.1]]
+    path, out = pyramid(tmp_path / "a.svs", [discs(4, 300, 300)[0]]), tmp_path / "out"
+    plain = run_slide(model, path, out, WHOLE)
+    changed = run_slide(model, path, out, WHOLE._replace(normalise=1.0))
+    assert (plain["status"], changed["status"]) == ("done", "done")
+    assert plain["area_fraction"] != changed["area_fraction"]
+    assert run_slide(model, path, out, WHOLE._replace(normalise=1.0))["status"] == "already done"
+    model.stain = [[0.2, 0.3, 0.4], [0.2, 0.1, 0.1]]
+    assert run_slide(model, path, out, WHOLE._replace(normalise=1.0))["status"] == "done"
+
+
+def test_a_slide_cannot_be_brought_to_a_stain_that_is_not_known(tmp_path, model):
+    path = pyramid(tmp_path / "a.svs", [discs(4, 300, 300)[0]])
+    with pytest.raises(InputError, match="do not tell the stain"):
+        run_slide(model, path, tmp_path / "out", WHOLE._replace(normalise=1.0))
+    assert not (tmp_path / "out").exists()
 
 
 def test_memory_that_runs_out_halves_the_batch(model):
@@ -117,8 +159,8 @@ def test_memory_that_runs_out_halves_the_batch(model):
             return super().forward(x)
 
     sizes, pixels = [], discs(3, 128, 128 * 9)[0].reshape(128, 9, 128, 3).swapaxes(0, 1).copy()
-    small = Network(Small(), 128, "fp32")
-    np.testing.assert_allclose(small(pixels), Network(model, 128, "fp32")(pixels), atol=1e-6)
+    small = Network(Small(), PLAIN)
+    np.testing.assert_allclose(small(pixels), Network(model, PLAIN)(pixels), atol=1e-6)
     assert sizes == [9, 4, 2, 2, 2, 2, 1], "the size that fitted is kept"
     small(pixels[:2])
     assert sizes[-1] == 2

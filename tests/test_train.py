@@ -21,18 +21,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny import digest, make_tree, settings
+from tiny import digest, lay, make_tree, settings
 from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.optim.swa_utils import update_bn
 
 from csamnet import results
 from csamnet import train as module
-from csamnet.data import Atlas, load_split
+from csamnet.data import Atlas, draw_images, load_split, stain_of
 from csamnet.evaluate import (
     build_model,
     evaluate,
-    evaluate_otsu,
     load_run,
     validate,
     validation_scores,
@@ -40,6 +39,8 @@ from csamnet.evaluate import (
 from csamnet.files import InputError, read_json, write_json
 from csamnet.losses import dice_loss, segmentation_loss
 from csamnet.model import CSAMNet
+from csamnet.notebooks import evaluate_otsu
+from csamnet.prepare import prepare
 from csamnet.train import (
     best_epoch,
     parameter_groups,
@@ -305,6 +306,37 @@ def test_training_anew_forgets_what_was_measured_before(tree, tmp_path):
     assert train(replace(once, steps_per_epoch=2), tree, results=tmp_path, device="cpu") == folder
     assert results.read_summary(folder) is None
     assert not (folder / "robustness-test.json").exists()
+
+
+def test_weights_tell_the_stain_that_they_have_learned(tree, tmp_path):
+    folder = train(settings(epochs=1, steps_per_epoch=1, images=3), tree, results=tmp_path, device="cpu")
+    images = [sample.image() for sample in draw_images(load_split(tree, "MoNuSeg", "train"), 3, 0)]
+    expected = np.median([stain_of(image) for image in images], 0)
+    model, _ = load_run(folder, "cpu")
+    np.testing.assert_allclose(model.stain, expected, atol=1e-4)
+    assert np.ptp([stain_of(image) for image in images], 0).max() > 1e-3, "images differ"
+
+
+def test_what_is_not_stained_has_no_stain(tree, tmp_path):
+    images = lay(tmp_path / "release")
+    prepare("Scans", images, tmp_path, own={"modality": "CT"})
+    config = settings(dataset="Scans", epochs=1, steps_per_epoch=1)
+    model, _ = load_run(train(config, tmp_path, results=tmp_path / "results", device="cpu"), "cpu")
+    assert model.stain is None
+
+
+def test_a_run_is_selected_as_it_is_measured(tree, tmp_path):
+    """With `normalise`, validation images are brought to the stain of the training images, as later test images."""
+    once = settings(epochs=1, steps_per_epoch=1, normalise=1.0)
+    folder = train(once, tree, results=tmp_path, device="cpu")
+    model, config = load_run(folder, "cpu")
+    found = read_json(folder / "run.json")["best_val_miou"]
+    same, without = (
+        validation_scores(*validate(model, load_split(tree, "MoNuSeg", "val"), one))["val_miou"]
+        for one in (config, replace(config, normalise=0.0))
+    )
+    assert found == pytest.approx(same, abs=1e-6)
+    assert found != pytest.approx(without, abs=1e-6)
 
 
 def test_a_run_on_look_alikes_does_not_take_the_place_of_one_on_real_images(tree, tmp_path):
