@@ -189,6 +189,7 @@ def robustness(
     run: Annotated[Path, typer.Argument(help="Run folder, as `csamnet train` prints it.")],
     root: Root = PREPARED,
     split: Annotated[str, typer.Option(help="val | test")] = "test",
+    normalise: Normalise = None,
     device: Device = "auto",
 ):
     """Measure a trained network on the same images stained otherwise and at other resolutions."""
@@ -196,8 +197,9 @@ def robustness(
     from csamnet.tables import show
 
     with bar(f"Changing images for {run.name}") as tick:
-        path = robustness(run, root, split=split, device=device, on_change=tick)
-    for row in read_robustness(run, split)[1].to_dict("records"):
+        path = robustness(run, root, split=split, normalise=normalise, device=device, on_change=tick)
+    part = path.stem.removeprefix("robustness-")
+    for row in read_robustness(run, part)[1].to_dict("records"):
         told = "images as they are" if row["change"] == "none" else f"{row['change']} x {row['factor']:g}"
         console.print(f"{told:24}mIoU {show('miou', row['miou'])}  AP {show('ap', row['ap'])}")
     console.print(path, soft_wrap=True)

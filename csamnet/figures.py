@@ -436,12 +436,17 @@ def changed_images(images: Mapping[str, np.ndarray], source: str, *, columns: in
 
 
 @drawn
-def robustness(table: pd.DataFrame, source: str, mpp: float | None = None) -> Figure:
-    """mIoU and AP over amounts of stain and over the size of a pixel. `table`: as of `robustness.read_robustness`."""
+def robustness(
+    table: pd.DataFrame, source: str, mpp: float | None = None, normalised: Mapping[str, pd.DataFrame] | None = None
+) -> Figure:
+    """mIoU and AP over amounts of stain and over the size of a pixel. `table`: as of `robustness.read_robustness`.
+
+    Dotted: mIoU over amounts of stain, the images being `normalised` by the share that is the key.
+    """
     changes = [name for name in ("haematoxylin", "eosin", "coarser") if (table["change"] == name).any()]
     told = ", ".join(f"{row.change} x {row.factor:g} {show('miou', row.miou)}" for row in table[1:].itertuples())
     unchanged = f"{show('miou', table['miou'][0])} unchanged"
-    figure, axes = panels(f"mIoU {unchanged}, {told}.", 2.9, source, 1, len(changes), sharey=True)
+    figure, axes = panels(f"mIoU {unchanged}, {told}.", 3.1, source, 1, len(changes), sharey=True)
     for ax, name in zip(axes[0], changes, strict=True):
         for change, line in ((name, "-"), (f"{name}, enlarged", "--")):
             rows = table[table["change"].isin(["none", change])].sort_values("factor")
@@ -449,11 +454,15 @@ def robustness(table: pd.DataFrame, source: str, mpp: float | None = None) -> Fi
             for key, colour in {"miou": VERMILLION, "ap": GREEN}.items() if len(rows) > 1 else ():
                 label = TITLES[key] + ", enlarged again" * ("enlarged" in change)
                 ax.plot(rows["factor"] * unit, rows[key], line, color=colour, marker=".", label=label)
+        for share, scores in (normalised or {}).items() if name != "coarser" else ():
+            rows = scores[scores["change"].isin(["none", name])].sort_values("factor")
+            ax.plot(rows["factor"], rows["miou"], ":", color=VERMILLION, marker=".", label=f"mIoU, normalised {share}")
         size = "µm of a pixel" if mpp else "pixels joined to one, a side"
         ax.set(xscale="log", xlabel=size if name == "coarser" else f"times the {name}")
         _ticks(ax.xaxis, sorted({*table["factor"][table["change"].isin(["none", name])] * unit}))
     axes[0, 0].set(ylabel="score", ylim=(None, 1))
-    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside upper left", ncols=4, columnspacing=1.2)
+    lines = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), loc="outside upper left", ncols=4 if len(lines) < 5 else 3)
     return figure
 
 

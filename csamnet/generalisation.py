@@ -132,6 +132,12 @@ def normalised(dataset: str, results: Path) -> str:
     return markdown(head, rows, ",".join(head[2:])) if rows else ""
 
 
+def changes_normalised(run: Path) -> dict[str, pd.DataFrame]:
+    """What `csamnet robustness --normalise` measured on the test images: share -> table, for `figures.robustness`."""
+    parts = sorted(path.stem.partition("-")[2] for path in run.glob("robustness-test-normalise*.json"))
+    return {part.partition("-normalise")[2]: read_robustness(run, part)[1] for part in parts}
+
+
 def changed(config: RunConfig, root: Path, modality: str, side: int = 128) -> dict[str, np.ndarray]:
     """The middle of a test image under every change of `robustness`, by the change's name."""
     sample, shown = load_split(root, config.dataset, "test")[0], {}

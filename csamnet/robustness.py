@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from csamnet.evaluate import finite, known_images, load_run, measure, predictor
 from csamnet.files import InputError, read_json, write_json
 from csamnet.measured import MEASURES
 from csamnet.metrics import pool
-from csamnet.results import data_card, fingerprint, hardware, keep_real, read_run
+from csamnet.results import data_card, fingerprint, hardware, keep_real, measured_in, read_run
 
 STAINS, RESOLUTIONS = (0.5, 0.7, 1.4, 2.0), (2, 4)
 CHANGES = {"haematoxylin": STAINS, "eosin": STAINS, "coarser": RESOLUTIONS, "coarser, enlarged": RESOLUTIONS}
@@ -76,21 +76,25 @@ def robustness(
     root: Path | str,
     *,
     split: str = "test",
+    normalise: float | None = None,
     device: str = "auto",
     on_change: Callable[[int, int], None] = lambda done, every: None,
 ) -> Path:
     """Measure a run on its data set's `split` as it is and under every change; return the file of the results.
 
-    A measurement that was stopped goes on; one of the same weights, data and code is not done again. Raises
-    InputError where the run has learned from the images. `on_change` is called with (done, all) after each change.
+    Another `normalise` than the run's own, by which changed images are brought to the stain that was learned, has a
+    file of its own. A measurement that was stopped goes on; one of the same weights, data and code is not done again.
+    Raises InputError where the run has learned from the images. `on_change` is called with (done, all) after each.
     """
     model, config = load_run(folder, device)
+    config = config if normalise is None else replace(config, normalise=normalise)
     card, samples = data_card(root, config.dataset), load_split(root, config.dataset, split)
     known_images(folder, samples, own=True, split=split)  # or an error
     for sample in samples:
         if min(shape := sample.image().shape[:2]) < max(RESOLUTIONS):
             raise InputError("an image is too small to be made coarser", path=sample.image_path, found=shape)
-    out, run = Path(folder) / f"robustness-{split}.json", read_run(folder)["fingerprint"]
+    part = measured_in(folder, None, split, normalise).name
+    out, run = Path(folder) / f"robustness-{part}.json", read_run(folder)["fingerprint"]
     keep_real(out, card)
     fresh = fingerprint(config, card["manifest_sha256"] + run, "robustness")
     wanted, predict = changes_for(get_dataset(config.dataset, root).modality), predictor(model, config)
@@ -126,7 +130,8 @@ def changes_for(modality: str) -> list[tuple[str, float]]:
 def read_robustness(folder: Path | str, split: str = "test") -> tuple[dict, pd.DataFrame] | None:
     """What `robustness` wrote, and its rows as a table: change, factor and MEASURES. None where it was not run.
 
-    Raises InputError where the file is damaged or was not finished.
+    `split` may be that of normalised images, `test-normalise1`. Raises InputError where the file is damaged or was
+    not finished.
     """
     path = Path(folder) / f"robustness-{split}.json"
     if not path.exists():

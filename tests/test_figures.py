@@ -337,6 +337,12 @@ def test_changes_stand_beside_the_unchanged(draw):
     assert haematoxylin.lines[0].get_xydata().tolist() == [[0.5, 0.5], [1, 0.8]]
     assert coarser.lines[0].get_xydata().tolist() == [[0.25, 0.8], [0.5, 0.4]]
     assert coarser.lines[2].get_xydata().tolist() == [[0.25, 0.8], [0.5, 0.6]]
+    assert [line.get_linestyle() for line in haematoxylin.lines] == ["-", "-"], "nothing is normalised"
+    dotted = figures.robustness(CHANGED, SAMPLE, 0.25, {"1": CHANGED.assign(miou=0.7)})
+    haematoxylin, _, coarser = dotted.axes
+    assert haematoxylin.lines[2].get_xydata().tolist() == [[0.5, 0.7], [1, 0.7]]
+    assert len(coarser.lines) == 4, "normalising is of stains"
+    assert "mIoU, normalised 1" in [text.get_text() for text in dotted.legends[0].get_texts()]
     grey = CHANGED[CHANGED["change"].isin(["none", "coarser"])].reset_index(drop=True)
     assert len(figures.robustness(grey, SAMPLE).axes) == 1, "nothing is stained"
 

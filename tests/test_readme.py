@@ -58,3 +58,20 @@ def test_the_learning_curve_in_its_words_is_that_of_the_run_folders():
         (folder,) = find_runs(ROOT / "results", dataset="MoNuSeg", profile="brief", images=count, seed=0)
         assert f"{show('miou', read_summary(folder)['pooled']['miou'])} with {words}" in text
         assert round(100 * read_run(folder)["best_val_miou"]) in (74, 75)
+
+
+def test_what_normalising_brings_is_that_of_the_run_folders():
+    results, part = ROOT / "results", "-normalise0.75"
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").partition("Another validation")[2].split())
+    held_out = find_runs(results, dataset="MoNuSeg-without-bladder-colon-stomach", profile="brief")
+    pairs = [[100 * read_summary(folder, f"val{end}")["pooled"]["miou"] for end in ("", part)] for folder in held_out]
+    told = " and ".join(f"from {before:.2f} to {after:.2f} %" for before, after in pairs)
+    assert f"takes the 300-step weights {told} (two seeds)" in text
+    usual = results / "MoNuSeg" / "CSAMNet-S-cpu-seed0"
+    before, after = (read_summary(usual, f"test{end}")["pooled"] for end in ("", part))
+    assert after["miou"] < before["miou"] + 0.0005, "nothing gained"
+    measured = f"nothing in mIoU ({100 * after['miou']:.2f} %; AP {after['ap']:.4f}, AUC {after['auc']:.4f})"
+    assert measured in text
+    own = " ".join((ROOT / "book" / "own_images.md").read_text(encoding="utf-8").split())
+    scores = (100 * after["miou"], 100 * before["miou"], after["ap"], before["ap"])
+    assert "mIoU {:.2f} % for {:.2f} %, AP {:.4f} for {:.4f} (measured on real data, one seed)".format(*scores) in own

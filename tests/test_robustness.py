@@ -129,6 +129,29 @@ def test_other_weights_are_measured_anew(run, tree, tmp_path, monkeypatch):
     assert len(calls) == 26
 
 
+def test_normalised_images_have_a_file_of_their_own(run, tree, tmp_path, monkeypatch):
+    folder, brought = Path(shutil.copytree(run, tmp_path / "run")), []
+    pooled, found = dict.fromkeys(MEASURES, 0.5), SimpleNamespace(rows=[], histograms={"": None})
+
+    def measured(predict, samples, config, _):
+        brought.append(predict(samples[0].image()))
+        return found
+
+    monkeypatch.setattr("csamnet.robustness.measure", measured)
+    monkeypatch.setattr("csamnet.robustness.pool", lambda *_: pooled)
+    paths = [robustness(folder, tree, normalise=share, device="cpu") for share in (None, 0.0, 0.5, 1.0)]
+    names = ["robustness-test", "robustness-test", "robustness-test-normalise0.5", "robustness-test-normalise1"]
+    assert [path.stem for path in paths] == names
+    assert len(brought) == 3 * 13, "0 is how the run was trained, and was measured"
+    wanted = changes_for("H&E")
+    as_is, half, whole = (dict(zip(wanted, brought[i : i + 13], strict=True)) for i in (0, 13, 26))
+    for stain in ("haematoxylin", "eosin"):
+        apart = [np.abs(of[stain, 2.0] - of["none", 1]).mean() for of in (as_is, half, whole)]
+        assert apart[0] > 3 * apart[2], "what is brought to one stain was changed to no end"
+    assert sorted(generalisation.changes_normalised(folder)) == ["0.5", "1"]
+    assert generalisation.changes_normalised(folder)["1"].equals(read_robustness(folder, "test-normalise1")[1])
+
+
 def test_images_that_a_run_knows_are_refused(tree, run):
     with pytest.raises(InputError, match="has learned from images"):
         robustness(run, tree, split="train", device="cpu")
@@ -153,6 +176,9 @@ def test_the_command_prints_a_line_a_change(tree, run, tmp_path):
     assert result.exit_code == 0, result.output
     assert "haematoxylin x 0.5" in result.output
     assert result.output.count("mIoU") == 13
+    result = CliRunner().invoke(app, ["robustness", str(tmp_path / "run"), "--root", str(tree), "--normalise", "2"])
+    assert result.exit_code == 2
+    assert "normalise" in result.output
     result = CliRunner().invoke(app, ["robustness", str(tmp_path / "none")])
     assert result.exit_code == 2
 
