@@ -198,8 +198,7 @@ def robustness(
 
     with bar(f"Changing images for {run.name}") as tick:
         path = robustness(run, root, split=split, normalise=normalise, device=device, on_change=tick)
-    part = path.stem.removeprefix("robustness-")
-    for row in read_robustness(run, part)[1].to_dict("records"):
+    for row in read_robustness(run, path.stem.removeprefix("robustness-"))[1].to_dict("records"):
         told = "images as they are" if row["change"] == "none" else f"{row['change']} x {row['factor']:g}"
         console.print(f"{told:24}mIoU {show('miou', row['miou'])}  AP {show('ap', row['ap'])}")
     console.print(path, soft_wrap=True)

@@ -90,8 +90,7 @@ def curve_table(folders: Sequence[Path]) -> pd.DataFrame:
     for folder in folders:
         config, run, pooled = read_config(folder), read_run(folder), read_summary(folder)["pooled"]
         place = {"images": config.images or run["data"]["counts"]["train"], "seed": config.seed}
-        place["val_miou"] = run["best_val_miou"]
-        rows.append(place | {key: pooled[key] for key in MEASURES})
+        rows.append(place | {"val_miou": run["best_val_miou"]} | {key: pooled[key] for key in MEASURES})
     return pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float)).sort_values(["images", "seed"], ignore_index=True)
 
 
@@ -116,18 +115,15 @@ def normalised(dataset: str, results: Path) -> str:
 
     Of each evaluation `test` that there is as `test-normalise1` or with other shares too; empty without any.
     """
-    rows, last = [], None
-    for path in sorted(Path(results).glob("*/*/*-normalise*/summary.json")):
-        run, (where, share) = path.parents[1], path.parent.name.split("-normalise")
-        config, parts = read_config(run), {share: path.parent.name}
-        if last != (last := (run, where)):  # the first share of these images
-            parts = {"0": where} | parts
-        for share, part in parts.items():
-            summary = read_summary(run, part)
-            if summary["data"]["kind"] == "real" and config.dataset.partition("-without-")[0] == dataset:
-                scores = [show(key, summary["pooled"][key]) for key in MEASURES]
-                trained = f"{config.dataset}, {config.profile}, seed {config.seed}"
-                rows.append([trained, where, f"{summary['n']}", share, *scores])
+    paths = Path(results).glob("*/*/*-normalise*/summary.json")
+    found = {(path.parents[1], *path.parent.name.split("-normalise")) for path in paths}
+    found, rows = found | {(run, where, "0") for run, where, _ in found}, []
+    for run, where, share in sorted(found):
+        config, summary = read_config(run), read_summary(run, where + f"-normalise{share}" * (share != "0"))
+        if summary["data"]["kind"] == "real" and config.dataset.partition("-without-")[0] == dataset:
+            trained = f"{config.dataset}, {config.profile}, seed {config.seed}"
+            scores = [show(key, summary["pooled"][key]) for key in MEASURES]
+            rows.append([trained, where, f"{summary['n']}", share, *scores])
     head = ["trained on", "measured on", "images", "normalised", *(TITLES[key] for key in MEASURES)]
     return markdown(head, rows, ",".join(head[2:])) if rows else ""
 
