@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import asdict, dataclass, fields
 
-from csamnet.datasets import DATASETS
+from csamnet.datasets import entry_of
 from csamnet.files import InputError
 
 SIZES = {"XXS": 8, "XS": 16, "S": 32, "M": 40, "L": 72}
@@ -151,7 +151,7 @@ def make_config(profile: str = "paper", **changes) -> RunConfig:
     Raises InputError for unknown names and impossible values.
     """
     _known("profile", profile, PROFILES)
-    entry = DATASETS.get(changes.get("dataset", RunConfig.dataset))
+    entry = entry_of(changes.get("dataset", RunConfig.dataset))
     for key in changes:
         _known("setting", key, [field.name for field in fields(RunConfig)])
     return RunConfig(**{"profile": profile, **PROFILES[profile], **(entry.recipe if entry else {}), **changes})

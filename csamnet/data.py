@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from csamnet.config import RunConfig
 from csamnet.datasets import get_dataset
@@ -245,12 +245,12 @@ def restain(pixels: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
 def stain_of(pixels: np.ndarray) -> np.ndarray | None:
     """`(2, 3)` mean and standard deviation of haematoxylin, eosin and residual over the tissue of `(..., 3)` uint8.
 
-    Tissue is what lets less than 86 % of the light through; None where it is less than a hundredth of the pixels. Of
-    more than five million pixels every second, third, ... is looked at.
+    Tissue is what lets 3 to 86 % of the light through, which black borders do not; None where it is less than a
+    hundredth of the pixels. Of more than five million pixels every second, third, ... is looked at.
     """
     flat = torch.from_numpy(pixels.reshape(-1, 3)[:: 1 + pixels.size // 2**24])
     density = -torch.log((flat.double() + 1) / 256)
-    tissue = density[density.mean(1) > 0.15]
+    tissue = density[(density.mean(1) > 0.15) & (density.mean(1) < 3.5)]
     if len(tissue) < max(2, len(flat) / 100):
         return None
     stains = tissue @ torch.linalg.inv(HED.double())
@@ -261,6 +261,15 @@ def typical_stain(images: Iterable[np.ndarray]) -> list[list[float]] | None:
     """The median of `stain_of` over images, as lists; None where there is no tissue."""
     found = [stain for stain in map(stain_of, images) if stain is not None]
     return np.median(found, 0).round(4).tolist() if found else None
+
+
+def stain_learned(model: nn.Module) -> list[list[float]]:
+    """`typical_stain` of what a network has learned from. Raises InputError where its weights do not tell it."""
+    if (stain := getattr(model, "stain", None)) is None:
+        what, path = "the stain that images could be normalised to is not known", getattr(model, "path", None)
+        raise InputError(what, path=path, expected="weights that csamnet train made of H&E images", found="others",
+                         mend="do not normalise")  # fmt: skip
+    return stain
 
 
 def change_to(stain: np.ndarray | None, wanted: Sequence, share: float = 1.0) -> tuple[Tensor, Tensor]:

@@ -145,9 +145,9 @@ def get_dataset(name: str, root: Path | str | None = None) -> Dataset:
     card = Path(root or ".", str(name), "dataset.json")
     if card.is_file() and "own" in (about := read_json(card)):
         return own_dataset(str(name), **about["own"])
-    base, without, organs = str(name).partition("-without-")
-    if without:
-        return hold_out(get_dataset(base, root), organs)
+    base, *organs = re.split(r"[\W_]+without(?:[\W_]+|$)", str(name), maxsplit=1, flags=re.IGNORECASE)
+    if organs:
+        return hold_out(get_dataset(base, root), *organs)
     near = difflib.get_close_matches(wanted, plain, n=1, cutoff=0.4)
     mend = f"did you mean {plain[near[0]].name}? " if near else ""
     mend += "For images of your own: csamnet prepare NAME --from TREE --own MODALITY"
@@ -160,7 +160,7 @@ def hold_out(entry: Dataset, organs: str) -> Dataset:
     Raises InputError for an organ that is not in its training images, and where these do not tell theirs.
     """
     known = sorted({entry.organ_of(group) for group in entry.release.get("train", ())})
-    names = sorted({*organs.lower().split("-")})
+    names = sorted({*re.split(r"[-_ ]", organs.lower())})
     if not {*names} < {*known}:
         expected = "-".join(known) + ", but not all of them" if known else "a data set whose names tell the organ"
         raise InputError(f"organs of {entry.name} that cannot be held out", expected=expected, found=organs)
@@ -169,9 +169,14 @@ def hold_out(entry: Dataset, organs: str) -> Dataset:
     return DATASETS[name]
 
 
+def entry_of(name: str) -> Dataset | None:
+    """The entry of the table that is called so, or of which `hold_out` makes this split; None for any other."""
+    return DATASETS.get(name) or DATASETS.get(name.partition("-without-")[0])
+
+
 def known_mpp(name: str) -> float | None:
     """Micrometres a pixel of a data set of the table; None for any other."""
-    return getattr(DATASETS.get(name), "mpp", None)
+    return getattr(entry_of(name), "mpp", None)
 
 
 def check_mpp(mpp: float | None) -> None:
@@ -191,7 +196,7 @@ def own_dataset(name: str, modality: str, mpp: float | None = None) -> Dataset:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"{name!r} cannot name a data set", expected="letters, digits, -, _ and . only")
     taken = {plain_name(entry.name): entry.name for entry in _TABLE.values()}
-    if clash := taken.get(plain_name(name)):
+    if clash := taken.get(plain_name(re.split("without", name, flags=re.IGNORECASE)[0])):
         raise InputError(f"{name!r} is {clash} of the table", mend="give your data set another name")
     check_mpp(mpp)
     recipe = {key: value for key, value in known[modality].recipe.items() if key != "tile"}

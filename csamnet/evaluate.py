@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from csamnet import baselines, metrics
 from csamnet import results as runs
 from csamnet.config import MODELS, RunConfig
-from csamnet.data import Sample, load_split, normalised, pair, to_input
-from csamnet.datasets import DATASETS
+from csamnet.data import Sample, load_split, normalised, pair, stain_learned, to_input
+from csamnet.datasets import entry_of
 from csamnet.files import InputError, atomic, write_csv, write_json
 from csamnet.model import CSAMNet, extend, load_strictly, load_weights, read_about
 from csamnet.paths import WEIGHTS
@@ -137,18 +137,15 @@ def predictor(model: nn.Module, config: RunConfig, **changes) -> Callable[[np.nd
     return lambda image: predict_probability(model, normalised(image, stain, config.normalise), **settings)
 
 
-def stain_learned(model: nn.Module) -> list[list[float]]:
-    """`typical_stain` of what a network has learned from. Raises InputError where its weights do not tell it."""
-    stain = getattr(model, "stain", None)
-    if np.size(stain) != 6:
-        mend = "leave out --normalise; weights that csamnet train made of H&E images tell it"
-        raise InputError("the weights do not tell the stain that images could be normalised to", mend=mend)
-    return stain
-
-
 def stored_stain(path: Path) -> list[list[float]] | None:
-    """The stain that a file of weights tells of."""
-    return json.loads(read_about(path).get("stain", "null"))
+    """The stain that a file of weights tells of. Raises InputError where it is none."""
+    found = read_about(path).get("stain", "null")
+    with suppress(ValueError, TypeError):
+        stain = json.loads(found)
+        if stain is None or (np.shape(stain) == (2, 3) and np.max(np.abs(stain)) < 100 and np.min(stain[1]) > 0):
+            return stain
+    expected = "means and deviations of haematoxylin, eosin and rest"
+    raise InputError("the stain stored with the weights is not ours", path=path, expected=expected, found=found)
 
 
 def validate(model: nn.Module, samples: list[Sample], config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -179,7 +176,7 @@ def load_run(folder: Path | str, device: str = "auto") -> tuple[nn.Module, RunCo
         raise InputError("the training has not ended", path=folder, mend="csamnet train goes on where it stopped")
     model, path = build_model(config), find_run_weights(folder)
     load_strictly(model, load_weights(path), path)
-    model.stain = stored_stain(path)
+    model.stain, model.path = stored_stain(path), path
     return model.to(pick_device(device), memory_format=torch.channels_last).eval(), config
 
 
@@ -251,7 +248,7 @@ def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split:
 
 def get_subsets(dataset: str) -> dict[str, tuple[str, ...]]:
     """The parts of a data set that are reported apart: name -> organs."""
-    return DATASETS[dataset].subsets if dataset in DATASETS else {}
+    return getattr(entry_of(dataset), "subsets", {})
 
 
 class Measured(NamedTuple):

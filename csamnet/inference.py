@@ -19,7 +19,7 @@ from skimage.segmentation import find_boundaries
 from torch import nn
 
 from csamnet.config import RunConfig, make_config
-from csamnet.datasets import DATASETS, check_mpp, known_mpp
+from csamnet.datasets import check_mpp, entry_of, known_mpp
 from csamnet.evaluate import build_model, find_run_weights, pick_device, predictor, stored_stain
 from csamnet.files import InputError, printable, sha256_array, sha256_json, write_csv, write_text
 from csamnet.images import MAX_PIXELS, as_rgb, read_image, write_image
@@ -58,7 +58,7 @@ def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
         load_strictly(model, state, path)
     else:
         model = CSAMNet.from_released(path)
-    model.config, model.mpp, model.stain = config, mpp, stain
+    model.config, model.mpp, model.stain, model.path = config, mpp, stain, path
     return model.to(place, memory_format=torch.channels_last).eval()
 
 
@@ -125,7 +125,7 @@ def resized(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def touching(config: RunConfig) -> bool:
     """Whether what a network finds is split, see `Dataset.touching`; of one's own data, where they are stained."""
-    return getattr(DATASETS.get(config.dataset), "touching", config.stain > 0)
+    return getattr(entry_of(config.dataset), "touching", config.stain > 0)
 
 
 def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
@@ -158,7 +158,7 @@ def learned_mpp(model: nn.Module) -> float | None:
 
 def target_of(model: nn.Module) -> tuple[str, str]:
     """What a network finds, one and many: nucleus and nuclei unless its data set says otherwise."""
-    entry = DATASETS.get(getattr(model, "config", RunConfig()).dataset)
+    entry = entry_of(getattr(model, "config", RunConfig()).dataset)
     return entry.target if entry else ("object", "objects")
 
 

@@ -56,6 +56,7 @@ def prepare(
     staging, scratch, old, lock = (target.with_name(f".{dataset.name}.{use}") for use in uses)
     in_place = _check_place(source, target)
     source = target if in_place else source
+    _check_name(dataset, source, own)
     try:
         with _alone(lock, staging, scratch, old):
             if old.exists() and not target.exists():  # stopped between the two renames below
@@ -79,6 +80,15 @@ def prepare(
         mend = "mend that and start again; nothing half-written was left"
         raise InputError(what, path=error.filename or target, found=error.strerror, mend=mend) from error
     return target
+
+
+def _check_name(dataset: Dataset, source: Path, own: dict | None) -> None:
+    """Raises InputError for a prepared tree of another data set, or of another split, than the one that is wanted."""
+    card = source / "dataset.json"
+    found = read_json(card).get("name") if card.is_file() and not own else dataset.name
+    if found not in (dataset.name, dataset.name.partition("-without-")[0]):
+        mend = "give the release, or another name"
+        raise InputError("prepared as another data set", path=card, expected=dataset.name, found=found, mend=mend)
 
 
 @contextmanager
@@ -122,6 +132,10 @@ def assign_splits(dataset: Dataset, records: list[Record]) -> tuple[list[Record]
     least one of two). A draw is by the hash of the group's name: at random, but the same wherever the same groups are.
     """
     if dataset.held_out:
+        organs = {record.organ for record in records if record.split != "test"}
+        if absent := {*dataset.held_out} - organs:
+            what, expected = "no training image of an organ to hold out", " or ".join(sorted(organs))
+            raise InputError(f"{what}: {', '.join(sorted(absent))}", expected=expected, mend="hold out others")
         to = {record.group: "val" for record in records if record.organ in dataset.held_out}
         return _moved(records, to, "train"), dataset.validation_rule
     given = {record.split for record in records}

@@ -155,7 +155,7 @@ def measured_in(folder: Path | str, dataset: str | None, split: str, normalise: 
     With another `normalise` than the run's own it is `test-normalise1`.
     """
     config = read_run(folder)["config"]
-    split += "" if normalise in (None, config.get("normalise", 0)) else f"-normalise{normalise:g}"
+    split += "" if normalise in (None, config.get("normalise", 0)) else f"-normalise{normalise:.15g}"
     return Path(folder) / (split if dataset in (None, config["dataset"]) else f"{dataset}-{split}")
 
 

@@ -19,7 +19,7 @@ from csamnet.evaluate import pick_device
 from csamnet.files import InputError, printable, write_csv, write_text
 from csamnet.inference import load, stems, weights_sha256
 from csamnet.processes import fresh_processes
-from csamnet.slide_run import Options, read_job, read_summary, run_slide
+from csamnet.slide_run import Options, config_of, read_job, read_summary, run_slide
 from csamnet.slides import Slide
 
 
@@ -36,7 +36,7 @@ def run_slides(
 
     A status is done, already done, or at work elsewhere; or for a slide that cannot be used `broken`, with its error.
     """
-    check(options, out)
+    check(model, options, out)
     weights, rows = weights_sha256(model), []
     for path, folder in _folders(paths, out).items():
         rows.append(_row(model, path, folder, options, weights, on_tile=on_tile))
@@ -56,8 +56,9 @@ def _folders(paths: Sequence[Path | str], out: Path | str) -> dict[Path, Path]:
     return {slide: Path(out) / stem for slide, stem in zip(slides.values(), stems([*slides.values()]), strict=True)}
 
 
-def check(options: Options, out: Path | str) -> None:
-    """Raises InputError for an impossible resolution, and where the results cannot have a folder."""
+def check(model: nn.Module, options: Options, out: Path | str) -> None:
+    """Raises InputError for settings that no slide can be run with, and where the results cannot have a folder."""
+    config_of(model, options)  # or an error
     for key in ("mpp", "at"):
         value = getattr(options, key)
         if value is not None and not 0.02 <= value <= 20:
@@ -81,8 +82,8 @@ def share_slides(
 
     Raises InputError where there are not so many devices, and where a process is killed; what was done is kept.
     """
-    check(options, out)
-    weights, kind = weights_sha256(load(name_or_path, "cpu")), pick_device(device).type
+    check(model := load(name_or_path, "cpu"), options, out)
+    weights, kind = weights_sha256(model), pick_device(device).type
     if not 1 <= devices <= (most := torch.cuda.device_count() if kind == "cuda" else os.cpu_count()):
         raise InputError("there are not so many devices", expected=f"1 to {most}", found=devices)
     numbers, folders, rows = get_context("spawn").SimpleQueue(), _folders(paths, out), []

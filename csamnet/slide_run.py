@@ -19,7 +19,7 @@ from torch import nn
 
 from csamnet import slide_outputs as outputs
 from csamnet.config import RunConfig
-from csamnet.evaluate import stain_learned
+from csamnet.data import stain_learned
 from csamnet.files import InputError, atomic, printable, read_json, sha256_file, sha256_json, write_csv, write_json
 from csamnet.inference import learned_mpp, target_of, weights_sha256
 from csamnet.processes import fresh_processes

@@ -21,8 +21,8 @@ import zarr
 from torch import nn
 
 from csamnet.config import RunConfig
-from csamnet.data import change_to, restained, stain_of, to_input
-from csamnet.evaluate import stain_learned, tile_corners, tile_probability, tile_weight
+from csamnet.data import change_to, restained, stain_learned, stain_of, to_input
+from csamnet.evaluate import tile_corners, tile_probability, tile_weight
 from csamnet.model import extend
 from csamnet.slides import CHUNK, STEPS, Frame, Slide
 

@@ -28,8 +28,8 @@ from torch.optim.swa_utils import update_bn
 
 from csamnet import results as runs
 from csamnet.config import RunConfig
-from csamnet.data import Atlas, draw_images, load_split, typical_stain
-from csamnet.datasets import get_dataset
+from csamnet.data import Atlas, Sample, draw_images, load_split, stain_learned, typical_stain
+from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
 from csamnet.files import InputError, write_csv, write_json
 from csamnet.losses import segmentation_loss
@@ -72,7 +72,7 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.lr)
     model, optimizer = fabric.setup(torch.compile(network) if config.compile else network, optimizer)
     ema, entry = copy.deepcopy(network).requires_grad_(False), get_dataset(config.dataset, root)
-    ema.stain = typical_stain(sample.image() for sample in samples["train"]) if entry.stained else None
+    learn_stain(ema, samples["train"], entry, config)
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", fresh, network, ema, optimizer)
     history = checkpoint.load()
     crops = typical_crops(atlas, config)
@@ -227,6 +227,13 @@ def score(fabric: Fabric, ema: nn.Module, samples: list, config: RunConfig) -> d
 
 
 # ----------------------------------------------------------------------------------------------- files
+
+
+def learn_stain(network: nn.Module, samples: list[Sample], entry: Dataset, config: RunConfig) -> None:
+    """Let a network know the stain of what it learns from. InputError where it is asked for and there is none."""
+    network.stain = typical_stain(sample.image() for sample in samples) if entry.stained else None
+    if config.normalise:
+        stain_learned(network)  # or an error
 
 
 class Checkpoint:

@@ -345,6 +345,14 @@ def test_the_stain_of_an_image_is_that_it_was_painted_with():
     np.testing.assert_allclose((hed.std(0) / hed.mean(0)), found[1] / found[0], rtol=0.1)
 
 
+def test_black_borders_have_no_part_in_the_stain():
+    image = dyed([0.5, 0.3, 0.4], [0.15, 0.1, 0.1])
+    noise = np.random.default_rng(0).integers(0, 5, image.shape, dtype=np.uint8)
+    np.testing.assert_allclose(data.stain_of(np.hstack([image, noise])), data.stain_of(image), atol=1e-9)
+    assert data.stain_of(noise) is None
+    assert np.array_equal(data.normalised(noise, [[0.5, 0.4, 0.3], [0.4, 0.1, 0.2]]), noise)
+
+
 def test_glass_has_no_part_in_the_stain():
     image = dyed([0.5, 0.4, 0.3], [0.12, 0.08, 0.05])
     glass = np.full((60, 540, 3), 240, np.uint8)

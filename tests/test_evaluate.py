@@ -37,7 +37,7 @@ from csamnet.manifest import read_manifest
 from csamnet.metrics import COLUMNS, METRICS
 from csamnet.model import CSAMNet
 from csamnet.prepare import prepare
-from csamnet.results import read_summary
+from csamnet.results import measured_in, read_summary
 
 
 class Constant(nn.Module):
@@ -253,6 +253,7 @@ def test_normalised_images_are_measured_apart(run, tree, tmp_path):
     plain, changed = (evaluate(folder, tree, device="cpu", normalise=share) for share in (None, 1.0))
     assert (plain.name, changed.name) == ("test", "test-normalise1")
     assert evaluate(folder, tree, device="cpu", normalise=0.0) == plain, "that is the run's own"
+    assert len({measured_in(folder, None, "test", share) for share in (0.75, 0.7500004)}) == 2
     one, other = (read_json(out / "summary.json") for out in (plain, changed))
     assert (one["settings"]["normalise"], other["settings"]["normalise"]) == (0, 1)
     assert one["pooled"] != other["pooled"]

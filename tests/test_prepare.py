@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,13 @@ import pytest
 from tiny import discs
 
 from csamnet import prepare as module
+from csamnet.config import make_config
 from csamnet.data import load_split
-from csamnet.datasets import DATASETS, get_dataset, own_dataset
-from csamnet.files import InputError, read_json, sha256_array, sha256_file
+from csamnet.datasets import DATASETS, entry_of, get_dataset, known_mpp, own_dataset
+from csamnet.evaluate import get_subsets
+from csamnet.files import InputError, read_json, sha256_array, sha256_file, write_json
 from csamnet.images import read_image, read_labels, read_mask, write_image
+from csamnet.inference import target_of, touching
 from csamnet.manifest import COLUMNS, read_manifest, verify
 from csamnet.prepare import assign_splits, prepare, reduce
 from csamnet.readers import READERS
@@ -235,6 +239,42 @@ def test_organs_are_held_out_for_validation(tmp_path):
 def test_organs_that_cannot_be_held_out(name, told):
     with pytest.raises(InputError, match=told):
         get_dataset(name)
+
+
+@pytest.mark.parametrize("name", ["MONUSEG-WITHOUT-COLON", "MoNuSeg_without_colon", "MoNuSeg without colon"])
+def test_a_split_by_organ_is_known_however_it_is_written(name):
+    entry = get_dataset(name)
+    assert entry.name == "MoNuSeg-without-colon"
+    DATASETS.pop(entry.name)  # as in a process that has not asked for it
+    whole, part = DATASETS["MoNuSeg"], entry_of(entry.name)
+    assert (part.target, part.touching, part.mpp, part.recipe) == (
+        whole.target,
+        whole.touching,
+        whole.mpp,
+        whole.recipe,
+    )
+    assert known_mpp(entry.name) == whole.mpp
+    assert get_subsets(entry.name) == whole.subsets
+    assert target_of(SimpleNamespace(config=make_config(dataset=entry.name))) == ("nucleus", "nuclei")
+    assert touching(make_config(dataset=entry.name, stain=0))
+    assert entry_of("mine-without-colon") is None
+
+
+def test_an_organ_that_is_not_there_is_not_held_out():
+    records = [Record(str(i), "train", str(i), organ, {}, None) for i, organ in enumerate(("colon", "liver", "liver"))]
+    records.append(Record("t", "test", "t", "bladder", {}, None))
+    with pytest.raises(InputError, match=r"to hold out: bladder(?s:.*)colon or liver"):
+        assign_splits(get_dataset("MoNuSeg-without-bladder-colon"), records)
+
+
+def test_a_tree_is_not_prepared_under_another_name(tmp_path):
+    lay(tmp_path / "MoNuSeg", {"train": ["a", "b", "c"], "test": ["g"]})
+    tree = prepare("MoNuSeg", tmp_path / "MoNuSeg", tmp_path)
+    write_json(tree / "dataset.json", read_json(tree / "dataset.json") | {"name": "MoNuSeg-without-liver"})
+    for name in ("MoNuSeg", "MoNuSeg-without-colon", "Kumar"):
+        with pytest.raises(InputError, match=r"prepared as another(?s:.*)dataset\.json"):
+            prepare(name, tree, tmp_path / "root")
+    assert not list((tmp_path / "root").glob("*/manifest.csv"))
 
 
 def test_a_look_alike_with_organs_held_out(tmp_path):
@@ -508,7 +548,12 @@ def test_a_tree_of_known_patients_is_split_as_the_table_says(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "mpp", "message"),
-    [("monuseg", None, "MoNuSeg of the table"), ("Mine", 0, "pixel size"), ("Mine", float("nan"), "pixel size")],
+    [
+        ("monuseg", None, "MoNuSeg of the table"),
+        ("MoNuSeg-without-foo", None, "MoNuSeg of the table"),
+        ("Mine", 0, "pixel size"),
+        ("Mine", float("nan"), "pixel size"),
+    ],
 )
 def test_own_data_sets_that_cannot_be(tmp_path, name, mpp, message):
     with pytest.raises(InputError, match=message):

@@ -145,8 +145,16 @@ def test_another_share_of_normalisation_is_another_slide(tmp_path, model):
 
 def test_a_slide_cannot_be_brought_to_a_stain_that_is_not_known(tmp_path, model):
     path = pyramid(tmp_path / "a.svs", [discs(4, 300, 300)[0]])
-    with pytest.raises(InputError, match="do not tell the stain"):
+    with pytest.raises(InputError, match="the stain that images could be normalised to"):
         run_slide(model, path, tmp_path / "out", WHOLE._replace(normalise=1.0))
+    for settings, said in (
+        ({"normalise": 1.0}, "the stain"),
+        ({"normalise": 2.0}, "normalise cannot"),
+        ({"threshold": 2}, "threshold cannot"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run_slides(model, [path], tmp_path / "out", WHOLE._replace(**settings))
+    assert not (tmp_path / "out").exists(), "no slide is to blame"
     assert not (tmp_path / "out").exists()
 
 

@@ -323,6 +323,9 @@ def test_what_is_not_stained_has_no_stain(tree, tmp_path):
     config = settings(dataset="Scans", epochs=1, steps_per_epoch=1)
     model, _ = load_run(train(config, tmp_path, results=tmp_path / "results", device="cpu"), "cpu")
     assert model.stain is None
+    with pytest.raises(InputError, match="the stain that images could be normalised to"):
+        train(replace(config, normalise=1.0), tmp_path, results=tmp_path / "none", device="cpu")
+    assert not [path for path in (tmp_path / "none").rglob("*") if path.is_file()], "before anything is written"
 
 
 def test_a_run_is_selected_as_it_is_measured(tree, tmp_path):
