@@ -120,12 +120,13 @@ def normalised(dataset: str, results: Path) -> str:
     found, rows = found | {(run, where, "0") for run, where, _ in found}, []
     for run, where, share in sorted(found):
         config, summary = read_config(run), read_summary(run, where + f"-normalise{share}" * (share != "0"))
-        if summary["data"]["kind"] == "real" and config.dataset.partition("-without-")[0] == dataset:
-            trained = f"{config.dataset}, {config.profile}, seed {config.seed}"
-            scores = [show(key, summary["pooled"][key]) for key in MEASURES]
-            rows.append([trained, where, f"{summary['n']}", share, *scores])
-    head = ["trained on", "measured on", "images", "normalised", *(TITLES[key] for key in MEASURES)]
-    return markdown(head, rows, ",".join(head[2:])) if rows else ""
+        whole, _, organs = config.dataset.partition("-without-")
+        if summary and summary["data"]["kind"] == "real" and whole == dataset:
+            trained = [organs.replace("-", ", ") or "none", f"{config.profile}, seed {config.seed}"]
+            scores = [show(key, summary["pooled"][key]) for key in ("miou", "ap", "auc")]
+            rows.append([*trained, where, f"{summary['n']}", share, *scores])
+    head = ["organs left out", "run", "measured on", "images", "normalised", "mIoU", "AP", "AUC"]
+    return markdown(head, rows, ",".join(head[3:])) if rows else ""
 
 
 def changes_normalised(run: Path) -> dict[str, pd.DataFrame]:

@@ -237,7 +237,7 @@ def test_normalised_images_stand_below_those_as_they_are(tmp_path):
     pooled = {"miou": 0.5, "dice": 0.5, "ap": 0.5, "auc": 0.5}
     for dataset, kind in (
         ("MoNuSeg", "real"),
-        ("MoNuSeg-without-colon", "real"),
+        ("MoNuSeg-without-colon-liver", "real"),
         ("Kumar", "real"),
         ("CPM17", "sample"),
     ):
@@ -247,10 +247,12 @@ def test_normalised_images_stand_below_those_as_they_are(tmp_path):
         for part, score in (("val", 0.5), ("val-normalise0.5", 0.6), ("val-normalise1", 0.7)):
             told = {"pooled": pooled | {"miou": score}, "data": {"kind": kind}, "n": 6}
             write_json(folder / part / "summary.json", told)
-    rows = [line.split(" | ")[:5] for line in generalisation.normalised("MoNuSeg", tmp_path).splitlines()[2:]]
-    assert rows == [
-        [f"| {name}, brief, seed 3", "val", "6", share, score]
-        for name in ("MoNuSeg", "MoNuSeg-without-colon")
+    alone = {"pooled": pooled, "data": {"kind": "real"}, "n": 1}  # not measured as it is
+    write_json(tmp_path / "MoNuSeg" / make_config("brief", seed=3).name / "test-normalise1" / "summary.json", alone)
+    rows = [line.split(" | ")[:6] for line in generalisation.normalised("MoNuSeg", tmp_path).splitlines()[2:]]
+    assert rows == [["| none", "brief, seed 3", "test", "1", "1", "50.00 %"]] + [
+        [f"| {organs}", "brief, seed 3", "val", "6", share, score]
+        for organs in ("none", "colon, liver")
         for share, score in (("0", "50.00 %"), ("0.5", "60.00 %"), ("1", "70.00 %"))
     ]
     assert generalisation.normalised("PUMA", tmp_path) == ""
