@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from csamnet.config import RunConfig
-from csamnet.datasets import DATASETS, Dataset
+from csamnet.datasets import DATASETS, Dataset, entry_of
 from csamnet.files import read_json, write_text
 from csamnet.paths import DATA, PUBLISHED
 from csamnet.results import data_card
@@ -105,7 +105,7 @@ def inventory(root: Path | str, samples: Path | str) -> pd.DataFrame:
 
 
 def _found_row(name: str, places: tuple[Path, ...]) -> dict:
-    modality, licence = (getattr(DATASETS.get(name), key, "") for key in ("modality", "licence"))
+    modality, licence = (getattr(entry_of(name), key, "") for key in ("modality", "licence"))
     row = {"name": name, "modality": modality, "state": "absent", "train": 0, "val": 0, "test": 0, "objects": 0}
     row |= {"licence": licence}
     folder = next((place / name for place in places if (place / name / "dataset.json").is_file()), None)

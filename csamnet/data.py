@@ -267,8 +267,8 @@ def stain_learned(model: nn.Module) -> list[list[float]]:
     """`typical_stain` of what a network has learned from. Raises InputError where its weights do not tell it."""
     if (stain := getattr(model, "stain", None)) is None:
         what, path = "the stain that images could be normalised to is not known", getattr(model, "path", None)
-        raise InputError(what, path=path, expected="weights that csamnet train made of H&E images", found="others",
-                         mend="do not normalise")  # fmt: skip
+        expected, mend = "weights that tell it, as csamnet train makes them of H&E images", "do not normalise"
+        raise InputError(what, path=path, expected=expected, found="weights that do not", mend=mend)
     return stain
 
 

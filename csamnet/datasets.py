@@ -155,7 +155,7 @@ def get_dataset(name: str, root: Path | str | None = None) -> Dataset:
 
 
 def hold_out(entry: Dataset, organs: str) -> Dataset:
-    """Enter a split of a data set into the table, by which the training images of `organs` (bladder-colon) validate.
+    """A split of a data set, by which the training images of `organs` (bladder-colon) validate.
 
     Raises InputError for an organ that is not in its training images, and where these do not tell theirs.
     """
@@ -165,12 +165,11 @@ def hold_out(entry: Dataset, organs: str) -> Dataset:
         expected = "-".join(known) + ", but not all of them" if known else "a data set whose names tell the organ"
         raise InputError(f"organs of {entry.name} that cannot be held out", expected=expected, found=organs)
     name, rule = f"{entry.name}-without-{'-'.join(names)}", f"by organ: all training images of {', '.join(names)}"
-    DATASETS[name] = replace(entry, name=name, held_out=tuple(names), validation_rule=rule)
-    return DATASETS[name]
+    return replace(entry, name=name, held_out=tuple(names), validation_rule=rule, subsets={})
 
 
 def entry_of(name: str) -> Dataset | None:
-    """The entry of the table that is called so, or of which `hold_out` makes this split; None for any other."""
+    """The entry of the table that is called so, or of which this is a split by organ; None for any other."""
     return DATASETS.get(name) or DATASETS.get(name.partition("-without-")[0])
 
 

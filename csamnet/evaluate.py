@@ -19,7 +19,7 @@ from csamnet import baselines, metrics
 from csamnet import results as runs
 from csamnet.config import MODELS, RunConfig
 from csamnet.data import Sample, load_split, normalised, pair, stain_learned, to_input
-from csamnet.datasets import entry_of
+from csamnet.datasets import DATASETS
 from csamnet.files import InputError, atomic, write_csv, write_json
 from csamnet.model import CSAMNet, extend, load_strictly, load_weights, read_about
 from csamnet.paths import WEIGHTS
@@ -142,7 +142,7 @@ def stored_stain(path: Path) -> list[list[float]] | None:
     found = read_about(path).get("stain", "null")
     with suppress(ValueError, TypeError):
         stain = json.loads(found)
-        if stain is None or (np.shape(stain) == (2, 3) and np.max(np.abs(stain)) < 100 and np.min(stain[1]) > 0):
+        if stain is None or (np.shape(stain) == (2, 3) and np.max(np.abs(stain)) < 100 and np.min(stain[1]) >= 0):
             return stain
     expected = "means and deviations of haematoxylin, eosin and rest"
     raise InputError("the stain stored with the weights is not ours", path=path, expected=expected, found=found)
@@ -248,7 +248,7 @@ def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split:
 
 def get_subsets(dataset: str) -> dict[str, tuple[str, ...]]:
     """The parts of a data set that are reported apart: name -> organs."""
-    return getattr(entry_of(dataset), "subsets", {})
+    return getattr(DATASETS.get(dataset), "subsets", {})  # of a split by organ they are others
 
 
 class Measured(NamedTuple):

@@ -113,20 +113,19 @@ def elsewhere(folder: Path) -> str:
 def normalised(dataset: str, results: Path) -> str:
     """What runs on a data set, or on some of its organs, reached with real images normalised and not, in Markdown.
 
-    Of each evaluation `test` that there is as `test-normalise1` or with other shares too; empty without any.
+    Of each evaluation (`test`, `val`, `PUMA-test`) that there is with another share too, as `test-normalise1`.
     """
-    paths = Path(results).glob("*/*/*-normalise*/summary.json")
-    found = {(path.parents[1], *path.parent.name.split("-normalise")) for path in paths}
-    found, rows = found | {(run, where, "0") for run, where, _ in found}, []
-    for run, where, share in sorted(found):
-        config, summary = read_config(run), read_summary(run, where + f"-normalise{share}" * (share != "0"))
+    paths, rows = Path(results).glob("*/*/*-normalise*/summary.json"), []
+    runs = sorted({(path.parents[1], path.parent.name.partition("-normalise")[0]) for path in paths})
+    for run, where, path in [(*one, path) for one in runs for path in one[0].glob(f"{one[1]}*/summary.json")]:
+        config, summary = read_config(run), read_summary(run, path.parent.name)
         whole, _, organs = config.dataset.partition("-without-")
-        if summary and summary["data"]["kind"] == "real" and whole == dataset:
-            trained = [organs.replace("-", ", ") or "none", f"{config.profile}, seed {config.seed}"]
+        if summary["data"]["kind"] == "real" and whole == dataset and not summary.get("seen"):
+            share = f"{summary.get('settings', {}).get('normalise', 0):g}"
             scores = [show(key, summary["pooled"][key]) for key in ("miou", "ap", "auc")]
-            rows.append([*trained, where, f"{summary['n']}", share, *scores])
-    head = ["organs left out", "run", "measured on", "images", "normalised", "mIoU", "AP", "AUC"]
-    return markdown(head, rows, ",".join(head[3:])) if rows else ""
+            rows.append([organs.replace("-", ", ") or "usual", config.name, where, f"{summary['n']}", share, *scores])
+    head = ["validation organs", "run", "measured on", "images", "normalised", "mIoU", "AP", "AUC"]
+    return markdown(head, sorted(rows), ",".join(head[3:])) if rows else ""
 
 
 def changes_normalised(run: Path) -> dict[str, pd.DataFrame]:

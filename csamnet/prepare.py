@@ -56,14 +56,16 @@ def prepare(
     staging, scratch, old, lock = (target.with_name(f".{dataset.name}.{use}") for use in uses)
     in_place = _check_place(source, target)
     source = target if in_place else source
-    _check_name(dataset, source, own)
     try:
         with _alone(lock, staging, scratch, old):
             if old.exists() and not target.exists():  # stopped between the two renames below
                 os.replace(old, target)
             _drop(scratch, old)
             form = check_form(dataset, form)
-            release = read_release(dataset, unpack(source, scratch), form)
+            folders = unpack(source, scratch)
+            if not own:
+                _check_name(dataset, folders)
+            release = read_release(dataset, folders, form)
             provenance = _provenance(dataset, release, allow_partial)
             if not _is_current(target, provenance):
                 folder = target if in_place else _stage(staging, provenance)
@@ -82,13 +84,13 @@ def prepare(
     return target
 
 
-def _check_name(dataset: Dataset, source: Path, own: dict | None) -> None:
+def _check_name(dataset: Dataset, folders: list[Path]) -> None:
     """Raises InputError for a prepared tree of another data set, or of another split, than the one that is wanted."""
-    card = source / "dataset.json"
-    found = read_json(card).get("name") if card.is_file() and not own else dataset.name
-    if found not in (dataset.name, dataset.name.partition("-without-")[0]):
-        mend = "give the release, or another name"
-        raise InputError("prepared as another data set", path=card, expected=dataset.name, found=found, mend=mend)
+    for card in (innermost(folder) / "dataset.json" for folder in folders):
+        found = read_json(card).get("name") if card.is_file() else dataset.name
+        if found not in (dataset.name, dataset.name.partition("-without-")[0]):
+            mend = "give the release, or another name"
+            raise InputError("prepared as another data set", path=card, expected=dataset.name, found=found, mend=mend)
 
 
 @contextmanager
@@ -132,12 +134,13 @@ def assign_splits(dataset: Dataset, records: list[Record]) -> tuple[list[Record]
     least one of two). A draw is by the hash of the group's name: at random, but the same wherever the same groups are.
     """
     if dataset.held_out:
-        organs = {record.organ for record in records if record.split != "test"}
+        organs = {record.organ for record in records if record.split in ("train", "val")}
         if absent := {*dataset.held_out} - organs:
             what, expected = "no training image of an organ to hold out", " or ".join(sorted(organs))
             raise InputError(f"{what}: {', '.join(sorted(absent))}", expected=expected, mend="hold out others")
-        to = {record.group: "val" for record in records if record.organ in dataset.held_out}
-        return _moved(records, to, "train"), dataset.validation_rule
+        cut = (replace(record, split="val" if record.organ in dataset.held_out else "train") for record in records)
+        known = [new if old.split in ("train", "val") else old for old, new in zip(records, cut, strict=True)]
+        return known, dataset.validation_rule
     given = {record.split for record in records}
     if given == {None} and dataset.drawn:
         val, test = dataset.drawn

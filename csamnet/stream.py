@@ -124,12 +124,14 @@ class Network:
 def normalising(slide: Slide, model: nn.Module, config: RunConfig, grid: Grid, tiles: Sequence[tuple]) -> Sequence:
     """The `change` of all tiles of a slide that brings its stain to what was learned; empty where none is wanted.
 
-    The slide's stain is that of 64 of its tiles, spread evenly. Raises InputError as `stain_learned`.
+    The slide's stain is that of 64 of its tiles, drawn at random, always the same ones. Raises InputError as
+    `stain_learned`.
     """
     if not config.normalise or not tiles:
         return ()
     read, wanted = reader(slide, grid), stain_learned(model)
-    pixels = np.concatenate([read(corner).reshape(-1, 3) for corner in tiles[:: -(-len(tiles) // 64)]])
+    drawn = np.random.default_rng(0).permutation(len(tiles))[:64]
+    pixels = np.concatenate([read(tiles[number]).reshape(-1, 3) for number in drawn])
     return change_to(stain_of(pixels), wanted, config.normalise)
 
 

@@ -400,7 +400,7 @@ def test_an_image_is_brought_to_the_stain_that_was_learned(network, weights, tmp
 
 @pytest.mark.parametrize(
     "stain",
-    ["[[1, 2], [3, 4]]", "3", "{}", "[[1, 2, 3], [1, 0, 1]]", "[[NaN, 1, 1], [1, 1, 1]]", "[[1e308, 1, 1], [1, 1, 1]]",
+    ["[[1, 2], [3, 4]]", "3", "{}", "[[1, 2, 3], [1, -1, 1]]", "[[NaN, 1, 1], [1, 1, 1]]", "[[1e308, 1, 1], [1, 1, 1]]",
      '[["a", 1, 1], [1, 1, 1]]', "[1, 2, 3, 4, 5, 6]", "[[1, 2], [3, 4], [5, 6]]", "[[1, 2, 3], [1]]", "["],
 )  # fmt: skip
 def test_a_stain_that_is_none_is_not_normalised_to(network, tmp_path, stain):

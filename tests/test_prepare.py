@@ -245,7 +245,7 @@ def test_organs_that_cannot_be_held_out(name, told):
 def test_a_split_by_organ_is_known_however_it_is_written(name):
     entry = get_dataset(name)
     assert entry.name == "MoNuSeg-without-colon"
-    DATASETS.pop(entry.name)  # as in a process that has not asked for it
+    assert entry.name not in DATASETS
     whole, part = DATASETS["MoNuSeg"], entry_of(entry.name)
     assert (part.target, part.touching, part.mpp, part.recipe) == (
         whole.target,
@@ -254,7 +254,8 @@ def test_a_split_by_organ_is_known_however_it_is_written(name):
         whole.recipe,
     )
     assert known_mpp(entry.name) == whole.mpp
-    assert get_subsets(entry.name) == whole.subsets
+    assert get_subsets("Kumar")["same organs"]
+    assert not get_subsets("Kumar-without-breast"), "breast was not learned from"
     assert target_of(SimpleNamespace(config=make_config(dataset=entry.name))) == ("nucleus", "nuclei")
     assert touching(make_config(dataset=entry.name, stain=0))
     assert entry_of("mine-without-colon") is None
@@ -262,18 +263,23 @@ def test_a_split_by_organ_is_known_however_it_is_written(name):
 
 def test_an_organ_that_is_not_there_is_not_held_out():
     records = [Record(str(i), "train", str(i), organ, {}, None) for i, organ in enumerate(("colon", "liver", "liver"))]
-    records.append(Record("t", "test", "t", "bladder", {}, None))
+    records += [Record("t", "test", "t", "bladder", {}, None), Record("u", None, "u", "liver", {}, None)]
     with pytest.raises(InputError, match=r"to hold out: bladder(?s:.*)colon or liver"):
         assign_splits(get_dataset("MoNuSeg-without-bladder-colon"), records)
+    cut, _ = assign_splits(get_dataset("MoNuSeg-without-colon"), records)
+    assert [record.split for record in cut] == ["val", "train", "train", "test", None]
 
 
 def test_a_tree_is_not_prepared_under_another_name(tmp_path):
     lay(tmp_path / "MoNuSeg", {"train": ["a", "b", "c"], "test": ["g"]})
     tree = prepare("MoNuSeg", tmp_path / "MoNuSeg", tmp_path)
     write_json(tree / "dataset.json", read_json(tree / "dataset.json") | {"name": "MoNuSeg-without-liver"})
+    shutil.copytree(tree, tmp_path / "wrap" / "inside")
+    shutil.make_archive(tmp_path / "packed", "zip", tmp_path / "wrap")
     for name in ("MoNuSeg", "MoNuSeg-without-colon", "Kumar"):
-        with pytest.raises(InputError, match=r"prepared as another(?s:.*)dataset\.json"):
-            prepare(name, tree, tmp_path / "root")
+        for source in (tree, tmp_path / "wrap", tmp_path / "packed.zip"):
+            with pytest.raises(InputError, match=r"prepared as another(?s:.*)dataset\.json"):
+                prepare(name, source, tmp_path / "root")
     assert not list((tmp_path / "root").glob("*/manifest.csv"))
 
 

@@ -66,7 +66,7 @@ def test_what_normalising_brings_is_that_of_the_run_folders():
     held_out = find_runs(results, dataset="MoNuSeg-without-bladder-colon-stomach", profile="brief")
     pairs = [[100 * read_summary(folder, f"val{end}")["pooled"]["miou"] for end in ("", part)] for folder in held_out]
     told = " and ".join(f"from {before:.2f} to {after:.2f} %" for before, after in pairs)
-    assert f"takes the 300-step weights {told} (two seeds)" in text
+    assert f"takes the 300-step weights {told} (two seeds;" in text
     usual = results / "MoNuSeg" / "CSAMNet-S-cpu-seed0"
     before, after = (read_summary(usual, f"test{end}")["pooled"] for end in ("", part))
     assert after["miou"] < before["miou"] + 0.0005, "nothing gained"
@@ -75,6 +75,10 @@ def test_what_normalising_brings_is_that_of_the_run_folders():
     own = " ".join((ROOT / "book" / "own_images.md").read_text(encoding="utf-8").split())
     scores = (100 * after["miou"], 100 * before["miou"], after["ap"], before["ap"])
     assert "mIoU {:.2f} % for {:.2f} %, AP {:.4f} for {:.4f} (measured on real data, one seed)".format(*scores) in own
+    puma = [read_summary(usual, f"PUMA-test{end}")["pooled"] for end in ("", part)]
+    scores = (100 * puma[1]["miou"], 100 * puma[0]["miou"], puma[1]["ap"], puma[0]["ap"])
+    assert "mIoU ({:.2f} % for {:.2f} %) and gains AP ({:.4f} for {:.4f})".format(*scores) in text
+    assert "mIoU {:.2f} % for {:.2f} %, AP {:.4f} for {:.4f} (one region)".format(*scores) in own
     miou = [read_robustness(usual, f"test{end}")[1].set_index(["change", "factor"])["miou"] * 100 for end in ("", part)]
     double = [scores["haematoxylin", 2.0] for scores in miou]
     assert f"with twice the haematoxylin {double[1]:.2f} % in place of {double[0]:.2f} %" in text

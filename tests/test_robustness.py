@@ -244,16 +244,31 @@ def test_normalised_images_stand_below_those_as_they_are(tmp_path):
         config = make_config("brief", dataset=dataset, seed=3)
         folder = tmp_path / dataset / config.name
         write_json(folder / "run.json", {"status": "done", "config": config.to_dict()})
-        for part, score in (("val", 0.5), ("val-normalise0.5", 0.6), ("val-normalise1", 0.7)):
-            told = {"pooled": pooled | {"miou": score}, "data": {"kind": kind}, "n": 6}
+        for part, share, score in (("val", 0.0, 0.5), ("val-normalise0.5", 0.5, 0.6), ("val-normalise1", 1.0, 0.7)):
+            told = {
+                "pooled": pooled | {"miou": score},
+                "data": {"kind": kind},
+                "n": 6,
+                "settings": {"normalise": share},
+            }
             write_json(folder / part / "summary.json", told)
-    alone = {"pooled": pooled, "data": {"kind": "real"}, "n": 1}  # not measured as it is
-    write_json(tmp_path / "MoNuSeg" / make_config("brief", seed=3).name / "test-normalise1" / "summary.json", alone)
+    run = tmp_path / "MoNuSeg" / make_config("brief", seed=3).name
+    told = {"pooled": pooled, "data": {"kind": "real"}, "n": 1}
+    for part, share, seen in (("test", 1.0, 0), ("test-normalise0", 0.0, 0), ("PUMA-test-normalise1", 1.0, 2)):
+        write_json(run / part / "summary.json", told | {"settings": {"normalise": share}, "seen": seen})
     rows = [line.split(" | ")[:6] for line in generalisation.normalised("MoNuSeg", tmp_path).splitlines()[2:]]
-    assert rows == [["| none", "brief, seed 3", "test", "1", "1", "50.00 %"]] + [
-        [f"| {organs}", "brief, seed 3", "val", "6", share, score]
-        for organs in ("none", "colon, liver")
-        for share, score in (("0", "50.00 %"), ("0.5", "60.00 %"), ("1", "70.00 %"))
+    assert rows == [
+        [f"| {organs}", "CSAMNet-S-brief-seed3", where, count, share, score]
+        for organs, where, count, share, score in (
+            ("colon, liver", "val", "6", "0", "50.00 %"),
+            ("colon, liver", "val", "6", "0.5", "60.00 %"),
+            ("colon, liver", "val", "6", "1", "70.00 %"),
+            ("usual", "test", "1", "0", "50.00 %"),
+            ("usual", "test", "1", "1", "50.00 %"),
+            ("usual", "val", "6", "0", "50.00 %"),
+            ("usual", "val", "6", "0.5", "60.00 %"),
+            ("usual", "val", "6", "1", "70.00 %"),
+        )
     ]
     assert generalisation.normalised("PUMA", tmp_path) == ""
     assert generalisation.normalised("CPM17", tmp_path) == "", "look-alikes"
