@@ -263,8 +263,13 @@ def typical_stain(images: Iterable[np.ndarray]) -> list[list[float]] | None:
     return np.median(found, 0).round(4).tolist() if found else None
 
 
-def stain_learned(model: nn.Module) -> list[list[float]]:
-    """`typical_stain` of what a network has learned from. Raises InputError where its weights do not tell it."""
+def stain_wanted(model: nn.Module, config: RunConfig) -> list[list[float]] | None:
+    """`typical_stain` of what a network has learned from, if images are to be normalised to it; else None.
+
+    Raises InputError where its weights do not tell it.
+    """
+    if not config.normalise:
+        return None
     if (stain := getattr(model, "stain", None)) is None:
         what, path = "the stain that images could be normalised to is not known", getattr(model, "path", None)
         expected, mend = "weights that tell it, as csamnet train makes them of H&E images", "do not normalise"

@@ -168,9 +168,15 @@ def hold_out(entry: Dataset, organs: str) -> Dataset:
     return replace(entry, name=name, held_out=tuple(names), validation_rule=rule, subsets={})
 
 
+def split_by_organ(name: str) -> tuple[str, list[str]]:
+    """MoNuSeg and the organs of a name that `hold_out` gives; any other name as it is, and none."""
+    whole, _, organs = name.partition("-without-")
+    return whole, organs.split("-") if organs else []
+
+
 def entry_of(name: str) -> Dataset | None:
     """The entry of the table that is called so, or of which this is a split by organ; None for any other."""
-    return DATASETS.get(name) or DATASETS.get(name.partition("-without-")[0])
+    return DATASETS.get(name) or DATASETS.get(split_by_organ(name)[0])
 
 
 def known_mpp(name: str) -> float | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from csamnet import baselines, metrics
 from csamnet import results as runs
 from csamnet.config import MODELS, RunConfig
-from csamnet.data import Sample, load_split, normalised, pair, stain_learned, to_input
+from csamnet.data import Sample, load_split, normalised, pair, stain_wanted, to_input
 from csamnet.datasets import DATASETS
 from csamnet.files import InputError, atomic, write_csv, write_json
 from csamnet.model import CSAMNet, extend, load_strictly, load_weights, read_about
@@ -129,11 +129,10 @@ def tile_probability(model: nn.Module, tiles: Tensor, precision: str, tta: bool 
 
 
 def predictor(model: nn.Module, config: RunConfig, **changes) -> Callable[[np.ndarray], np.ndarray]:
-    """`predict_probability` with a run's settings: image in, probability out. InputError as of `stain_learned`."""
+    """`predict_probability` with a run's settings: image in, probability out. InputError as of `stain_wanted`."""
     settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "batch", "precision")} | changes
-    if not config.normalise:
+    if (stain := stain_wanted(model, config)) is None:
         return lambda image: predict_probability(model, image, **settings)
-    stain = stain_learned(model)
     return lambda image: predict_probability(model, normalised(image, stain, config.normalise), **settings)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from csamnet.config import RunConfig
 from csamnet.data import load_split
-from csamnet.datasets import get_dataset
+from csamnet.datasets import get_dataset, split_by_organ
 from csamnet.evaluate import evaluate
 from csamnet.files import InputError
 from csamnet.measured import MEASURES
@@ -117,13 +117,13 @@ def normalised(dataset: str, results: Path) -> str:
     """
     paths, rows = Path(results).glob("*/*/*-normalise*/summary.json"), []
     runs = sorted({(path.parents[1], path.parent.name.partition("-normalise")[0]) for path in paths})
-    for run, where, path in [(*one, path) for one in runs for path in one[0].glob(f"{one[1]}*/summary.json")]:
-        config, summary = read_config(run), read_summary(run, path.parent.name)
-        whole, _, organs = config.dataset.partition("-without-")
-        if summary["data"]["kind"] == "real" and whole == dataset and not summary.get("seen"):
-            share = f"{summary.get('settings', {}).get('normalise', 0):g}"
-            scores = [show(key, summary["pooled"][key]) for key in ("miou", "ap", "auc")]
-            rows.append([organs.replace("-", ", ") or "usual", config.name, where, f"{summary['n']}", share, *scores])
+    for run, where in runs:
+        config, (whole, organs) = read_config(run), split_by_organ(read_config(run).dataset)
+        for summary in (read_summary(run, path.parent.name) for path in run.glob(f"{where}*/summary.json")):
+            if summary["data"]["kind"] == "real" and whole == dataset and not summary.get("seen"):
+                share = f"{summary.get('settings', {}).get('normalise', 0):g}"
+                scores = [show(key, summary["pooled"][key]) for key in ("miou", "ap", "auc")]
+                rows.append([", ".join(organs) or "usual", config.name, where, f"{summary['n']}", share, *scores])
     head = ["validation organs", "run", "measured on", "images", "normalised", "mIoU", "AP", "AUC"]
     return markdown(head, sorted(rows), ",".join(head[3:])) if rows else ""
 

@@ -20,7 +20,7 @@ from scipy import ndimage
 from skimage.segmentation import relabel_sequential
 
 from csamnet import images, slides
-from csamnet.datasets import Dataset, get_dataset, own_dataset
+from csamnet.datasets import Dataset, get_dataset, own_dataset, split_by_organ
 from csamnet.files import InputError, read_json, sha256_array, sha256_file, write_json, write_text
 from csamnet.images import write_image
 from csamnet.manifest import COLUMNS, KINDS, verify
@@ -88,7 +88,7 @@ def _check_name(dataset: Dataset, folders: list[Path]) -> None:
     """Raises InputError for a prepared tree of another data set, or of another split, than the one that is wanted."""
     for card in (innermost(folder) / "dataset.json" for folder in folders):
         found = read_json(card).get("name") if card.is_file() else dataset.name
-        if found not in (dataset.name, dataset.name.partition("-without-")[0]):
+        if found not in (dataset.name, split_by_organ(dataset.name)[0]):
             mend = "give the release, or another name"
             raise InputError("prepared as another data set", path=card, expected=dataset.name, found=found, mend=mend)
 
@@ -134,13 +134,12 @@ def assign_splits(dataset: Dataset, records: list[Record]) -> tuple[list[Record]
     least one of two). A draw is by the hash of the group's name: at random, but the same wherever the same groups are.
     """
     if dataset.held_out:
-        organs = {record.organ for record in records if record.split in ("train", "val")}
-        if absent := {*dataset.held_out} - organs:
+        known = [record for record in records if record.split in ("train", "val")]
+        if absent := {*dataset.held_out} - (organs := {record.organ for record in known}):
             what, expected = "no training image of an organ to hold out", " or ".join(sorted(organs))
             raise InputError(f"{what}: {', '.join(sorted(absent))}", expected=expected, mend="hold out others")
-        cut = (replace(record, split="val" if record.organ in dataset.held_out else "train") for record in records)
-        known = [new if old.split in ("train", "val") else old for old, new in zip(records, cut, strict=True)]
-        return known, dataset.validation_rule
+        to = {record.group: "val" if record.organ in dataset.held_out else "train" for record in known}
+        return _moved(records, to, None), dataset.validation_rule
     given = {record.split for record in records}
     if given == {None} and dataset.drawn:
         val, test = dataset.drawn

@@ -19,7 +19,7 @@ from torch import nn
 
 from csamnet import slide_outputs as outputs
 from csamnet.config import RunConfig
-from csamnet.data import stain_learned
+from csamnet.data import stain_wanted
 from csamnet.files import InputError, atomic, printable, read_json, sha256_file, sha256_json, write_csv, write_json
 from csamnet.inference import learned_mpp, target_of, weights_sha256
 from csamnet.processes import fresh_processes
@@ -239,12 +239,11 @@ class Job:
 
 
 def config_of(model: nn.Module, options: Options) -> RunConfig:
-    """That of the weights' run, as the options alter it. Raises InputError as of `stain_learned`."""
+    """That of the weights' run, as the options alter it. Raises InputError as of `stain_wanted`."""
     config = getattr(model, "config", RunConfig())
     given = {key: getattr(options, key) for key in ("threshold", "normalise")} | {"tta": options.tta or None}
     config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    if config.normalise:
-        stain_learned(model)  # or an error
+    stain_wanted(model, config)  # or an error
     return config
 
 

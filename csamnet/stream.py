@@ -21,7 +21,7 @@ import zarr
 from torch import nn
 
 from csamnet.config import RunConfig
-from csamnet.data import change_to, restained, stain_learned, stain_of, to_input
+from csamnet.data import change_to, restained, stain_of, stain_wanted, to_input
 from csamnet.evaluate import tile_corners, tile_probability, tile_weight
 from csamnet.model import extend
 from csamnet.slides import CHUNK, STEPS, Frame, Slide
@@ -125,12 +125,11 @@ def normalising(slide: Slide, model: nn.Module, config: RunConfig, grid: Grid, t
     """The `change` of all tiles of a slide that brings its stain to what was learned; empty where none is wanted.
 
     The slide's stain is that of 64 of its tiles, drawn at random, always the same ones. Raises InputError as
-    `stain_learned`.
+    `stain_wanted`.
     """
-    if not config.normalise or not tiles:
+    if (wanted := stain_wanted(model, config)) is None or not tiles:
         return ()
-    read, wanted = reader(slide, grid), stain_learned(model)
-    drawn = np.random.default_rng(0).permutation(len(tiles))[:64]
+    read, drawn = reader(slide, grid), np.random.default_rng(0).permutation(len(tiles))[:64]
     pixels = np.concatenate([read(tiles[number]).reshape(-1, 3) for number in drawn])
     return change_to(stain_of(pixels), wanted, config.normalise)
 

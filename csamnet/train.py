@@ -28,7 +28,7 @@ from torch.optim.swa_utils import update_bn
 
 from csamnet import results as runs
 from csamnet.config import RunConfig
-from csamnet.data import Atlas, Sample, draw_images, load_split, stain_learned, typical_stain
+from csamnet.data import Atlas, Sample, draw_images, load_split, stain_wanted, typical_stain
 from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
 from csamnet.files import InputError, write_csv, write_json
@@ -226,14 +226,13 @@ def score(fabric: Fabric, ema: nn.Module, samples: list, config: RunConfig) -> d
     return validation_scores(*(fabric.all_reduce(part, reduce_op="sum").cpu().numpy() for part in parts))
 
 
-# ----------------------------------------------------------------------------------------------- files
-
-
 def learn_stain(network: nn.Module, samples: list[Sample], entry: Dataset, config: RunConfig) -> None:
     """Let a network know the stain of what it learns from. InputError where it is asked for and there is none."""
     network.stain = typical_stain(sample.image() for sample in samples) if entry.stained else None
-    if config.normalise:
-        stain_learned(network)  # or an error
+    stain_wanted(network, config)  # or an error
+
+
+# ----------------------------------------------------------------------------------------------- files
 
 
 class Checkpoint:
