@@ -38,7 +38,7 @@ book: $(INSTALLED)
 
 test: $(INSTALLED)
 	@python book/vendor.py || echo "the book's JavaScript could not be fetched: tests in a browser are skipped"
-	@OMP_NUM_THREADS=1 python -m pytest --durations=10 $(PYTESTFLAGS)
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations=10 $(PYTESTFLAGS)
 
 lint: $(INSTALLED)
 	@ruff check . && ruff format --check .

@@ -10,6 +10,7 @@ import torch
 from tiny import make_tree, settings
 from web import CHROMIUM, QUIET
 
+from csamnet.datasets import DATASETS
 from csamnet.train import train
 
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
@@ -22,6 +23,15 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("no real images beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def known_datasets():
+    """Data sets of one's own that a test file makes are not known to the next one."""
+    known = dict(DATASETS)
+    yield
+    DATASETS.clear()
+    DATASETS.update(known)
 
 
 @pytest.fixture(scope="session")
