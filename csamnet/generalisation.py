@@ -17,7 +17,7 @@ from csamnet.evaluate import evaluate
 from csamnet.files import InputError
 from csamnet.measured import MEASURES
 from csamnet.notebooks import checked, notebook_config, notebook_runs, prepared, run_model
-from csamnet.results import find_runs, read_config, read_run, read_summary
+from csamnet.results import find_runs, read_config, read_run, read_summary, share_told
 from csamnet.robustness import Changed, changes_for, read_robustness, robustness
 from csamnet.tables import KINDS, TITLES, markdown, show
 
@@ -116,7 +116,7 @@ def normalised(dataset: str, results: Path) -> str:
     Of each evaluation (`test`, `val`, `PUMA-test`) that there is with another share too, as `test-normalise1`.
     """
     paths, rows = Path(results).glob("*/*/*-normalise*/summary.json"), []
-    runs = sorted({(path.parents[1], path.parent.name.partition("-normalise")[0]) for path in paths})
+    runs = sorted({(path.parents[1], share_told(path.parent.name)[0]) for path in paths})
     for run, where in runs:
         config, (whole, organs) = read_config(run), split_by_organ(read_config(run).dataset)
         for summary in (read_summary(run, path.parent.name) for path in run.glob(f"{where}*/summary.json")):
@@ -130,8 +130,8 @@ def normalised(dataset: str, results: Path) -> str:
 
 def changes_normalised(run: Path) -> dict[str, pd.DataFrame]:
     """What `csamnet robustness --normalise` measured on the test images: share -> table, for `figures.robustness`."""
-    parts = sorted(path.stem.partition("-")[2] for path in run.glob("robustness-test-normalise*.json"))
-    return {part.partition("-normalise")[2]: read_robustness(run, part)[1] for part in parts}
+    parts = sorted(path.stem.removeprefix("robustness-") for path in run.glob("robustness-test-normalise*.json"))
+    return {share_told(part)[1]: read_robustness(run, part)[1] for part in parts}
 
 
 def changed(config: RunConfig, root: Path, modality: str, side: int = 128) -> dict[str, np.ndarray]:

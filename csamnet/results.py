@@ -159,6 +159,12 @@ def measured_in(folder: Path | str, dataset: str | None, split: str, normalise: 
     return Path(folder) / (split if dataset in (None, config["dataset"]) else f"{dataset}-{split}")
 
 
+def share_told(name: str) -> tuple[str, str]:
+    """The split and the share in a name that `measured_in` gives: `test-normalise1` is test and 1; `test` has none."""
+    split, _, share = name.partition("-normalise")
+    return split, share
+
+
 def read_seen(folder: Path | str) -> dict[str, dict]:
     """The images that a run was trained and selected on, and under `groups` their groups (see SEEN)."""
     path = Path(folder) / SEEN

@@ -107,6 +107,13 @@ def test_where_a_measurement_lies(tmp_path):
     assert found == ["val", "val", "PUMA-val"]
 
 
+def test_the_name_of_a_measurement_tells_its_split_and_share(tmp_path):
+    write_json(tmp_path / "run.json", {"status": "done", "config": {"dataset": "MoNuSeg", "normalise": 0.5}})
+    shares = (None, 0.5, 0.75, 0.0)
+    found = [results.share_told(results.measured_in(tmp_path, "PUMA", "test", share).name) for share in shares]
+    assert found == [("PUMA-test", share) for share in ("", "", "0.75", "0")]
+
+
 def test_what_counts_as_done(tmp_path):
     folder = write(tmp_path)
     assert not is_done(folder, "abc"), "no weights"

@@ -213,6 +213,8 @@ def test_impossible_settings(tmp_path, settings):
 
 
 def test_refusals(tmp_path):
+    with pytest.raises(InputError, match=r"did you mean MoNuSeg\?"):
+        make_sample("MoNuSeg-without-bladder-colon-stomach", tmp_path)
     with pytest.raises(InputError, match="did you mean MoNuSeg"):
         make_sample("monuseg", tmp_path)
     real = tmp_path / "MoNuSeg"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from csamnet.datasets import split_by_organ
 from csamnet.files import InputError, read_json, replacing, sha256_file, write_json
 from csamnet.samples import ct, histology, mri, slides, ultrasound
 
@@ -37,7 +38,7 @@ def make_sample(name: str, out: Path, *, seed: int = 0, **settings: int) -> Path
     for an unknown name, for impossible settings, and where the folder holds something else.
     """
     if name not in MAKERS:
-        near = get_close_matches(name, MAKERS, 1, 0.4)
+        near = get_close_matches(split_by_organ(name)[0], MAKERS, 1, 0.4)
         mend = f"did you mean {near[0]}?" if near else None
         raise InputError("no sample of this data set", expected=", ".join(MAKERS), found=name, mend=mend)
     maker = MAKERS[name]
