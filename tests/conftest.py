@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import make_tree, settings
+from tiny import discs, make_tree, settings
+from tiny_slides import Dark, pyramid
 from web import CHROMIUM, QUIET
 
 from csamnet.datasets import DATASETS
@@ -45,6 +47,20 @@ def run(tree, tmp_path_factory) -> Path:
     """The folder of a run that has learned the discs."""
     config = settings(epochs=2, steps_per_epoch=12, batch=4, lr=1e-2, ema=0.8, seed=7)
     return train(config, tree, results=tmp_path_factory.mktemp("results"), device="cpu")
+
+
+@pytest.fixture
+def model() -> Dark:
+    """The network of the tests of slides."""
+    return Dark().eval()
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """A slide of two levels at 0.5 µm a pixel: discs on glass."""
+    image = np.full((900, 1300, 3), 245, np.uint8)
+    image[100:800, 150:1100] = discs(5, 700, 950)[0]
+    return pyramid(tmp_path / "slide.svs", [image, image[::4, ::4]])
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import openslide
 import pytest
 import tifffile
 from PIL import Image, ImageDraw
+from tiny_slides import pyramid
 
 from csamnet import slides
 from csamnet.files import InputError
@@ -20,15 +20,6 @@ REAL = ("CMU-1-Small-Region.svs", "TCGA-CR-7395-01A-01-TS1.svs")
 
 def pixels(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-
-
-def pyramid(path: Path, levels: list[np.ndarray], mpp: float | None = 0.5) -> Path:
-    """A tiled TIFF in the form of Aperio, without loss."""
-    said = "Aperio Image Library v1\r\nmade|AppMag = 20" + (f"|MPP = {mpp}" if mpp else "")
-    with tifffile.TiffWriter(path) as file:
-        for level in levels:
-            file.write(level, tile=(64, 64), photometric="rgb", compression="zlib", description=said, metadata=None)
-    return path
 
 
 def area_mean(image: np.ndarray, x: float, y: float, width: int, height: int, up: int, down: int) -> np.ndarray:
