@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from csamnet.config import RunConfig
 from csamnet.datasets import Dataset
-from csamnet.measured import MEASURES, check_comparable, read_evaluation, read_images, read_objects, read_scores
+from csamnet.measured import MEASURES, Evaluation, check_comparable, read_evaluation, read_objects
 from csamnet.metrics import calibration
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.robustness import read_robustness
@@ -20,8 +21,8 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
 
     `change` of mIoU by half precision, `size` of the file in bytes, `groups` (patients) in the data set as prepared.
     """
-    run, summary, config = read_run(folder), read_summary(folder), read_config(folder)
-    counts, data = run["data"]["counts"], run["data"]
+    own, run = read_evaluation(folder), read_run(folder)
+    summary, config, counts, data = own.summary, own.config, run["data"]["counts"], run["data"]
     seeds = [seed for seed in find_runs(Path(folder).resolve().parents[1], dataset=config.dataset, images=config.images)
              if replace(read_config(seed), seed=config.seed) == config and read_summary(seed)]  # fmt: skip
     measured = [read_evaluation(seed) for seed in seeds]
@@ -50,7 +51,7 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
     }
     table = markdown(["what", "these weights"], [[f"**{what}**", text] for what, text in rows.items()])
     use = "Research: trying `csamnet predict` on such images. No diagnosis."
-    failures = "\n".join(f"- {line}" for line in weaknesses(folder, entry))
+    failures = "\n".join(f"- {line}" for line in weaknesses(own, entry))
     head = f"# {config.dataset} weights\n\n{table}\n\n**Intended use.** {use}"
     return f"{head}\n\n**Known failures**, as measured:\n\n{failures}\n"
 
@@ -68,14 +69,32 @@ def _part(entry: Dataset, images: int, patients: int) -> str:
     return f"; {parts[0]} are in the data set as prepared" if parts else ""
 
 
-def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
+def weaknesses(measured: Evaluation, entry: Dataset) -> list[str]:
     """Where a run does badly, in sentences made from its results."""
-    config, summary, images = read_config(folder), read_summary(folder), read_images(folder)
-    pooled, told = summary["pooled"], []
+    objects, changes = read_objects(measured.folder), read_robustness(measured.folder)
+    pooled = measured.summary["pooled"]
+    told = [*_below_the_paper(pooled, measured.config), *_worst_images(measured.images, entry)]
+    if objects is not None:
+        told.append(_small_objects(objects, entry))
+    if pooled["pq"] is not None:
+        parts = ", ".join(f"{TITLES[key]} {show(key, pooled[key])}" for key in ("dq", "sq", "pq"))
+        told.append(f"As objects: {parts}.")
+    if measured.scores is not None:
+        told.append(_trust(*calibration(measured.scores), entry))
+    if changes:
+        told.append(_worst_change(changes[1].set_index(["change", "factor"])["miou"]))
+    return told or ["None is known."]
+
+
+def _below_the_paper(pooled: dict, config: RunConfig) -> list[str]:
     paper = paper_scores(config.dataset, config.model).get("miou")
-    if paper and pooled["miou"] < paper:
-        told.append(f"Below the paper: mIoU {show('miou', pooled['miou'])} for {show('miou', paper)}.")
-    there = images["tp"] + images["fn"] > 0
+    below = paper and pooled["miou"] < paper
+    return [f"Below the paper: mIoU {show('miou', pooled['miou'])} for {show('miou', paper)}."] if below else []
+
+
+def _worst_images(images: pd.DataFrame, entry: Dataset) -> list[str]:
+    """What goes wrong on whole test images, of a table with a row for each."""
+    there, told = images["tp"] + images["fn"] > 0, []
     if empty := int((~there).sum()):
         marked = int((images["fp"][~there] > 0).sum())
         told.append(f"Of {empty} test images without {entry.target[1]}, it marks something in {marked}.")
@@ -85,20 +104,15 @@ def weaknesses(folder: Path | str, entry: Dataset) -> list[str]:
     if len(organs) > 1:
         score, count = show("miou", organs["mean"].iloc[0]), int(organs["size"].iloc[0])
         told.append(f"Worst on {organs.index[0]}: mIoU {score}, mean of {count} test image{'s' * (count > 1)}.")
-    if (objects := read_objects(folder)) is not None:
-        small = objects.nsmallest(max(1, len(objects) // 8), "area")
-        area, unit = small["area"].max() * (entry.mpp or 1) ** 2, "µm" if entry.mpp else "px"
-        few, all_ = (f"{100 * (part['iou'] > 0.5).mean():.0f} %" for part in (small, objects))
-        told.append(f"{few} of the smallest eighth (up to {area:.0f} {unit}²) are found, against {all_} of all.")
-    if pooled["pq"] is not None:
-        told.append(
-            "As objects: " + ", ".join(f"{TITLES[key]} {show(key, pooled[key])}" for key in ("dq", "sq", "pq")) + "."
-        )
-    if (scores := read_scores(folder)) is not None:
-        told.append(_trust(*calibration(scores), entry))
-    if found := read_robustness(folder):
-        told.append(_worst_change(found[1].set_index(["change", "factor"])["miou"]))
-    return told or ["None is known."]
+    return told
+
+
+def _small_objects(objects: pd.DataFrame, entry: Dataset) -> str:
+    """How many of the smallest eighth are found, for how many of all, in a sentence."""
+    small = objects.nsmallest(max(1, len(objects) // 8), "area")
+    area, unit = small["area"].max() * (entry.mpp or 1) ** 2, "µm" if entry.mpp else "px"
+    few, all_ = (f"{100 * (part['iou'] > 0.5).mean():.0f} %" for part in (small, objects))
+    return f"{few} of the smallest eighth (up to {area:.0f} {unit}²) are found, against {all_} of all."
 
 
 def _trust(error: float, bins: pd.DataFrame, entry: Dataset) -> str:

@@ -25,7 +25,7 @@ from csamnet.datasets import DATASETS
 from csamnet.evaluate import evaluate, measure, validate, validation_scores, write_evaluation
 from csamnet.files import InputError, read_json, write_json
 from csamnet.inference import predict_files, target_of
-from csamnet.measured import BINS, MEASURES, read_objects
+from csamnet.measured import BINS, MEASURES, read_evaluation, read_objects
 from csamnet.metrics import EDGES
 from csamnet.results import read_config
 from csamnet.robustness import changes_for
@@ -138,13 +138,13 @@ def test_seeds_are_told_with_their_spread(folder, tree, tmp_path):
     assert f"With others, 2 seeds, mean ± standard deviation: {both}" in text
 
 
-def test_how_far_a_probability_can_be_trusted(folder, tmp_path):
+def test_how_far_a_probability_can_be_trusted(folder):
     """Three in four of the pixels at 0.9, and none of those at 0.02, are foreground."""
-    copy, scores = shutil.copytree(folder, tmp_path / "run"), np.zeros((1, 2, BINS), int)
+    scores = np.zeros((1, 2, BINS), int)
     at = np.searchsorted(EDGES, logit([0.9, 0.02]))
     scores[0, :, at[0]], scores[0, 0, at[1]] = (100, 300), 1600
-    np.savez(copy / "test" / "scores.npz", histograms=scores)
-    told = next(line for line in weaknesses(copy, DATASETS["MoNuSeg"]) if "probabilit" in line.lower())
+    measured = read_evaluation(folder)._replace(scores=scores)
+    told = next(line for line in weaknesses(measured, DATASETS["MoNuSeg"]) if "probabilit" in line.lower())
     assert "of pixels with about 0.90, 75 % are nucleus; expected calibration error 0.04" in told
 
 
@@ -181,22 +181,22 @@ def test_weaknesses_are_those_of_the_results(folder, tmp_path):
     next(row for row in rows if row["change"] == "eosin" and row["factor"] == 2)["miou"] = 0.5
     about = {"rows": rows, "run": read_json(copy / "run.json")["fingerprint"], "n": 2, "data": {"kind": "real"}}
     write_json(copy / "robustness-test.json", about)
-    text = "\n".join(weaknesses(copy, DATASETS["MoNuSeg"]))
+    text = "\n".join(weaknesses(read_evaluation(copy), DATASETS["MoNuSeg"]))
     assert "50 % of the smallest eighth (up to 0 µm²) are found, against 94 % of all." in text
     assert "Worst of the changed images are those with 2 times the eosin: mIoU 50.00 %." in text
     next(row for row in rows if row["change"] == "coarser" and row["factor"] == 4)["miou"] = 0.25
     write_json(copy / "robustness-test.json", about)
     told = "those with 4 × 4 pixels joined: mIoU 25.00 %, and 80.00 % enlarged again."
-    assert told in weaknesses(copy, DATASETS["MoNuSeg"])[-1]
+    assert told in weaknesses(read_evaluation(copy), DATASETS["MoNuSeg"])[-1]
     assert "As objects: DQ " in text
 
 
 def test_weaknesses_of_real_runs():
     root = Path(__file__).resolve().parents[1] / "results"
-    busi = weaknesses(root / "BUSI" / "CSAMNet-S-short-seed0", DATASETS["BUSI"])
+    busi = weaknesses(read_evaluation(root / "BUSI" / "CSAMNet-S-short-seed0"), DATASETS["BUSI"])
     assert busi[0] == "Of 3 test images without lesions, it marks something in 3."
     assert "on 18 of 43 test images with lesions" in busi[1]
-    monuseg = weaknesses(root / "MoNuSeg" / "CSAMNet-S-cpu-seed0", DATASETS["MoNuSeg"])
+    monuseg = weaknesses(read_evaluation(root / "MoNuSeg" / "CSAMNet-S-cpu-seed0"), DATASETS["MoNuSeg"])
     assert "Worst on breast: mIoU 73.72 %, mean of 2 test images." in monuseg
 
 
