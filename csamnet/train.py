@@ -1,4 +1,4 @@
-"""Training: `train` sets up and goes through the epochs, `train_epoch` is the loop over steps.
+"""Training: `train` sets up, `train_epochs` goes through the epochs, `train_epoch` is the loop over steps.
 
 Everything random in step `s` on process `r` follows from (seed, s, r) alone, so a run that was killed goes on from
 its last checkpoint and ends with the same bits as one that was not (in fp16, where the scale of the loss is not
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import shorten
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,51 +61,53 @@ def train(
     if runs.is_done(folder, fresh):
         return folder
     runs.keep_run(folder, config, card)
-    fabric = launch(config, device, devices, nodes)
-    samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
-    samples["train"] = draw_images(samples["train"], config.images, config.seed)
-    check_selection(samples["val"], Path(root) / config.dataset)
-    atlas = Atlas(samples["train"], fabric.device, cache=folder)
-    held_out = samples["val"][fabric.global_rank :: fabric.world_size]
-
-    torch.manual_seed(config.seed)
-    network = convert_conv2d_weight_memory_format(build_model(config), torch.channels_last)
-    optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.lr)
-    model, optimizer = fabric.setup(torch.compile(network) if config.compile else network, optimizer)
-    ema, entry = copy.deepcopy(network).requires_grad_(False), get_dataset(config.dataset, root)
-    learn_stain(ema, samples["train"], entry, config)
-    checkpoint = Checkpoint(folder / "checkpoint.safetensors", fresh, network, ema, optimizer)
+    fabric, samples = launch(config, device, devices, nodes), load_samples(config, root)
+    entry = get_dataset(config.dataset, root)
+    learner = set_up(fabric, config, samples["train"], entry, folder)
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", fresh, learner)
     history = checkpoint.load()
-    crops = typical_crops(atlas, config)
     if fabric.is_global_zero:
         begin(folder, samples, anew=not history)
-        write_run(folder, config, card, fresh, fabric, network)
-
-    tick = on_step if fabric.is_global_zero else None
-    for epoch in range(len(history), config.epochs):
-        started = time.perf_counter()
-        row = train_epoch(fabric, model, network, ema, optimizer, atlas, config, epoch, tick)
-        stop_on_nan(row["loss"], network, epoch, config, folder)
-        recalibrate(ema, crops, config)
-        row |= score(fabric, ema, held_out, config) | {"seconds": time.perf_counter() - started}
-        history.append(row)
-        if fabric.is_global_zero:
-            checkpoint.save(history)
-            write_csv(folder / "history.csv", pd.DataFrame(history))
-            if on_epoch:
-                on_epoch(row)
-
+        write_run(folder, learner, card, fresh)
+    train_epochs(learner, samples["val"], checkpoint, history, on_step, on_epoch)
     if fabric.is_global_zero:
-        checkpoint.finish(config, entry.mpp)
+        checkpoint.finish(entry.mpp)
         end_run(folder, fabric, history)
     fabric.barrier()
     return folder
 
 
-def check_selection(samples: list, folder: Path) -> None:
-    if not any(sample.mask().any() for sample in samples):
+class Learner(NamedTuple):
+    """What is trained, and what with."""
+
+    fabric: Fabric
+    config: RunConfig
+    network: nn.Module
+    model: nn.Module  # the network as Fabric wraps it
+    ema: nn.Module  # the running average of its weights, which is what is kept
+    optimizer: torch.optim.Optimizer
+    atlas: Atlas  # of the training images
+
+
+def load_samples(config: RunConfig, root: Path | str) -> dict[str, list[Sample]]:
+    """Training and validation images. Raises InputError where no epoch could be chosen on the latter."""
+    samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
+    if not any(sample.mask().any() for sample in samples["val"]):
         found = "validation images without foreground"
-        raise InputError("the epoch to keep cannot be chosen", path=folder, found=found)
+        raise InputError("the epoch to keep cannot be chosen", path=Path(root) / config.dataset, found=found)
+    return samples | {"train": draw_images(samples["train"], config.images, config.seed)}
+
+
+def set_up(fabric: Fabric, config: RunConfig, samples: list[Sample], entry: Dataset, folder: Path) -> Learner:
+    """The network with its first weights, which follow from the seed, and all that its training needs."""
+    atlas = Atlas(samples, fabric.device, cache=folder)
+    torch.manual_seed(config.seed)
+    network = convert_conv2d_weight_memory_format(build_model(config), torch.channels_last)
+    optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.lr)
+    model, optimizer = fabric.setup(torch.compile(network) if config.compile else network, optimizer)
+    ema = copy.deepcopy(network).requires_grad_(False)
+    learn_stain(ema, samples, entry, config)
+    return Learner(fabric, config, network, model, ema, optimizer, atlas)
 
 
 def begin(folder: Path, samples: dict[str, list], *, anew: bool) -> None:
@@ -117,9 +120,28 @@ def begin(folder: Path, samples: dict[str, list], *, anew: bool) -> None:
     write_json(folder / runs.SEEN, seen)
 
 
-def train_epoch(fabric: Fabric, model, network: nn.Module, ema: nn.Module, optimizer, atlas: Atlas,
-                config: RunConfig, epoch: int, tick) -> dict[str, float]:  # fmt: skip
-    """The steps of one epoch; its row of history. `model` is `network` as Fabric wraps it."""
+def train_epochs(learner: Learner, samples: list[Sample], checkpoint: Checkpoint, history: list[dict],
+                 on_step: Callable | None, on_epoch: Callable | None) -> None:  # fmt: skip
+    """The epochs that `history` does not have yet; each is scored on the validation `samples`, saved and told of."""
+    fabric, config, folder = learner.fabric, learner.config, checkpoint.path.parent
+    held_out, crops = samples[fabric.global_rank :: fabric.world_size], typical_crops(learner.atlas, config)
+    for epoch in range(len(history), config.epochs):
+        started = time.perf_counter()
+        row = train_epoch(learner, epoch, on_step if fabric.is_global_zero else None)
+        stop_on_nan(row["loss"], learner.network, epoch, config, folder)
+        recalibrate(learner.ema, crops, config)
+        row |= score(fabric, learner.ema, held_out, config) | {"seconds": time.perf_counter() - started}
+        history.append(row)
+        if fabric.is_global_zero:
+            checkpoint.save(history)
+            write_csv(folder / "history.csv", pd.DataFrame(history))
+            if on_epoch:
+                on_epoch(row)
+
+
+def train_epoch(learner: Learner, epoch: int, on_step: Callable[[int, int], None] | None) -> dict[str, float]:
+    """The steps of one epoch; its row of history."""
+    fabric, config, network, model, ema, optimizer, atlas = learner
     started, losses = time.perf_counter(), torch.zeros(3, device=fabric.device)
     first = epoch * config.steps_per_epoch
     for step in range(first, first + config.steps_per_epoch):
@@ -137,8 +159,8 @@ def train_epoch(fabric: Fabric, model, network: nn.Module, ema: nn.Module, optim
         update_average(ema, network, min(config.ema, (1 + step) / (10 + step)))
 
         losses += torch.stack([loss.detach(), *parts])
-        if tick:
-            tick(step + 1, config.steps)
+        if on_step:
+            on_step(step + 1, config.steps)
 
     losses = fabric.all_reduce(losses / config.steps_per_epoch, reduce_op="mean").tolist()
     images_per_s = config.batch * config.steps_per_epoch / (time.perf_counter() - started)
@@ -220,7 +242,7 @@ def stop_on_nan(loss: float, network: nn.Module, epoch: int, config: RunConfig, 
     raise InputError(what, path=folder, found=found, mend=mend)
 
 
-def score(fabric: Fabric, ema: nn.Module, samples: list, config: RunConfig) -> dict[str, float]:
+def score(fabric: Fabric, ema: nn.Module, samples: list[Sample], config: RunConfig) -> dict[str, float]:
     """Validation scores of the averaged weights; every process takes its share of the images."""
     parts = (torch.from_numpy(part).to(fabric.device) for part in validate(ema, samples, config))
     return validation_scores(*(fabric.all_reduce(part, reduce_op="sum").cpu().numpy() for part in parts))
@@ -238,9 +260,9 @@ def learn_stain(network: nn.Module, samples: list[Sample], entry: Dataset, confi
 class Checkpoint:
     """The state of a run in one safetensors file, replaced as a whole: weights, averages, best so far, optimiser."""
 
-    def __init__(self, path: Path, fingerprint: str, network: nn.Module, ema: nn.Module, optimizer):
-        self.path, self.fingerprint = path, fingerprint
-        self.network, self.ema, self.optimizer = network, ema, optimizer
+    def __init__(self, path: Path, fingerprint: str, learner: Learner):
+        self.path, self.fingerprint, self.config = path, fingerprint, learner.config
+        self.network, self.ema, self.optimizer = learner.network, learner.ema, learner.optimizer
         self.best: dict[str, Tensor] = {}
 
     def save(self, history: list[dict]) -> None:
@@ -252,9 +274,9 @@ class Checkpoint:
         tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
         save_weights(tensors, self.path, fingerprint=self.fingerprint, history=json.dumps(history))
 
-    def finish(self, config: RunConfig, mpp: float | None) -> None:
+    def finish(self, mpp: float | None) -> None:
         """Write the best weights, and remove the checkpoint with what a kill may have left half-written of it."""
-        about = {"config": config.to_dict(), "mpp": mpp, "stain": self.ema.stain}
+        about = {"config": self.config.to_dict(), "mpp": mpp, "stain": self.ema.stain}
         about = {key: json.dumps(value) for key, value in about.items()} | {"run": self.fingerprint}
         save_weights(self.best, self.path.with_name("weights.safetensors"), **about)
         for path in self.path.parent.glob("*checkpoint.*"):
@@ -296,8 +318,9 @@ def best_epoch(history: list[dict]) -> int:
     return 1 + int(np.argmax(np.nan_to_num([row["val_miou"] for row in history], nan=-1)))
 
 
-def write_run(folder: Path, config: RunConfig, card: dict, fresh: str, fabric: Fabric, network: nn.Module) -> None:
+def write_run(folder: Path, learner: Learner, card: dict, fresh: str) -> None:
     """`run.json`, before the first step: everything that says where the run's numbers come from."""
+    config, fabric = learner.config, learner.fabric
     about = {
         "status": "training",
         "config": config.to_dict(),
@@ -307,7 +330,7 @@ def write_run(folder: Path, config: RunConfig, card: dict, fresh: str, fabric: F
         "libraries": runs.libraries(),
         "hardware": runs.hardware(fabric.device) | {"processes": fabric.world_size},
         "precision": pick_precision(config.precision, fabric.device),
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": sum(p.numel() for p in learner.network.parameters()),
     }
     write_json(folder / "run.json", about)
 
