@@ -48,9 +48,8 @@ def data(
     """List the data sets: what they are, and what is here of each."""
     from csamnet.cards import inventory, write_cards
 
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, caption="absent: csamnet download NAME fetches it, or says how to get it"
-    )
+    caption = "absent: csamnet download NAME fetches it, or says how to get it"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption)
     for heading in ("data set", "modality", "state", "train/val/test", "objects", "licence"):
         side = "right" if heading in ("train/val/test", "objects") else "left"
         table.add_column(heading, no_wrap=heading not in ("modality", "licence"), justify=side)

@@ -200,7 +200,7 @@ def evaluate(
     force: bool = False,
     normalise: float | None = None,
     device: str = "auto",
-    on_image: Callable[[int, int], None] | None = None,
+    on_image: Callable[[int, int], None] = lambda done, all_: None,
 ) -> Path:
     """Measure a run's weights on a split, of its own data set or of another; return the folder of the results.
 
@@ -221,10 +221,9 @@ def evaluate(
     runs.keep_real(out / "summary.json", card)
     place = next(model.parameters()).device
     config = replace(config, precision=pick_precision(config.precision, place))
-    about = {"data": card, "seen": len(seen), "hardware": runs.hardware(place)}
-    about["weights"] = find_run_weights(folder).name
+    about = {"data": card, "seen": len(seen), "hardware": runs.hardware(place), "fingerprint": fresh}
     measured = measure(predictor(model, config), samples, config, get_subsets(name), on_image)
-    return write_evaluation(out, measured, config, about | {"fingerprint": fresh})
+    return write_evaluation(out, measured, config, about | {"weights": find_run_weights(folder).name})
 
 
 def known_images(folder: Path | str, samples: list[Sample], *, own: bool, split: str, force: bool = False) -> list[str]:
@@ -260,7 +259,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    predict: Callable, samples: list[Sample], config: RunConfig, subsets: dict, on_image: Callable | None = None
+    predict: Callable, samples: list[Sample], config: RunConfig, subsets: dict, on_image: Callable = lambda *_: None
 ) -> Measured:
     """Every measure of what `predict` makes of the samples."""
     histograms = {name: np.zeros((2, metrics.BINS), np.int64) for name in ("", *subsets)}
@@ -275,8 +274,7 @@ def measure(
         objects += [(sample.name, *one) for one in found]
         place = {"name": sample.name, "group": sample.group, "organ": sample.organ}
         rows.append(place | {"height": image.shape[0], "width": image.shape[1]} | row)
-        if on_image:
-            on_image(done, len(samples))
+        on_image(done, len(samples))
     if any(math.isnan(row["n_true"]) for row in rows):
         objects = []  # of the few images that tell theirs apart, which would be taken for all
     return Measured(rows, histograms, np.array(each, np.uint32), pd.DataFrame(objects, columns=["name", "area", "iou"]))

@@ -48,9 +48,8 @@ def study(namespace: MutableMapping, say: Callable[[str], None] = print) -> Stud
     given = checked(namespace, PARAMETERS)
     others = [get_dataset(name.strip()) for name in str(given.pop("others") or "").split(",") if name.strip()]
     if given.pop("measured"):
-        dataset, results, runs = notebook_runs(
-            {key: given[key] for key in ("dataset", "results")}, ["dataset", "results"]
-        )
+        asked = {key: given[key] for key in ("dataset", "results")}
+        dataset, results, runs = notebook_runs(asked, [*asked])
         return Study(read_config(runs[0]), Path(), results, runs[0], found_curve(dataset, results))
     config, root, results, device = notebook_config(given, [*given])
     own = get_dataset(config.dataset, root)

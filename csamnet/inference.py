@@ -147,8 +147,7 @@ def nuclei(prediction: Prediction, mpp: float | None = None) -> pd.DataFrame:
 
 def weights_sha256(model: nn.Module) -> str:
     """Hash of a model's weights."""
-    hashes = {key: sha256_array(value.cpu().numpy()) for key, value in model.state_dict().items()}
-    return sha256_json([hashes])
+    return sha256_json({key: sha256_array(value.cpu().numpy()) for key, value in model.state_dict().items()})
 
 
 def learned_mpp(model: nn.Module) -> float | None:
@@ -169,9 +168,8 @@ def geojson(prediction: Prediction, table: pd.DataFrame, name: str, kind: str = 
     the class of the detections.
     """
     measured = table.dropna(axis=1).set_index("label").round(4).to_dict("index")
-    features = [
-        detection(f"{name}/{label}", polygon, measured[label], kind) for label, polygon in outlines(prediction.labels)
-    ]
+    shapes = outlines(prediction.labels)
+    features = [detection(f"{name}/{label}", polygon, measured[label], kind) for label, polygon in shapes]
     return {"type": "FeatureCollection", "features": features}
 
 
@@ -224,7 +222,7 @@ def predict_files(
     out: Path | str,
     *,
     mpp: float | None = None,
-    on_image: Callable[[int, int], None] | None = None,
+    on_image: Callable[[int, int], None] = lambda done, all_: None,
     **settings,
 ) -> pd.DataFrame:
     """Predict image files and write `out/<stem>_*` for each, and `out/counts.csv`, which is returned.
@@ -246,8 +244,7 @@ def predict_files(
             prediction = predict(model, image, mpp=mpp, **settings)
             table = write_prediction(prediction, image, name, out, mpp=mpp, kind=target_of(model)[0].capitalize())
             rows.append({"image": printable(str(path)), "name": name} | _counted(prediction, table, mpp))
-        if on_image:
-            on_image(done, len(names))
+        on_image(done, len(names))
     counts = pd.DataFrame(rows)
     if rows:
         write_csv(Path(out) / "counts.csv", counts)

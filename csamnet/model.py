@@ -517,10 +517,8 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path | str |
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        differences = [shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:4]]
+        found = "; ".join(shorten(line, 200, placeholder=" ...") for line in str(error).splitlines()[1:4])
         width = f" of width {model.width}" if hasattr(model, "width") else ""
         expected = f"{len(model.state_dict())} tensors of a {type(model).__name__}{width}"
-        mend = "build the network with the width and switches that the weights were trained with"
-        raise InputError(
-            "the weights do not fit the network", path=path, expected=expected, found="; ".join(differences), mend=mend
-        ) from None
+        what, mend = "the weights do not fit the network", "give the width and switches that they were trained with"
+        raise InputError(what, path=path, expected=expected, found=found, mend=mend) from None

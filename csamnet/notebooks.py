@@ -182,11 +182,10 @@ def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
     images = f"{counts['train']} training, {counts['val']} validation and {counts['test']} test images"
     seeds = sorted({len(folders) for name, folders in runs.items() if name != "Otsu"})
     many = " to ".join(map(str, seeds)) + " seed" + "s" * (seeds[-1] > 1)
-    more = ""
-    if any(name.endswith("-small") for name in runs):
-        more += " The rivals are of their small sizes, which have the same code."
-    if kind == "sample":
-        more += " After so few steps a method may have learned next to nothing: the numbers show that the path works."
+    small = any(name.endswith("-small") for name in runs)
+    more = " The rivals are of their small sizes, which have the same code." * small
+    few = " After so few steps a method may have learned next to nothing: the numbers show that the path works."
+    more += few * (kind == "sample")
     methods = f"{len(runs)} method" + "s" * (len(runs) > 1)
     budget = f"{config.epochs} epochs of {config.steps_per_epoch} steps of {config.batch} crops of {config.tile} pixels"
     return (
@@ -257,11 +256,8 @@ def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list
     model, config = load_run(folder, device)
     predict, samples = predictor(model, config), {s.name: s for s in load_split(root, config.dataset, "test")}
     ranked = read_images(folder).sort_values("dice")
-    views = []
-    for row in ranked.iloc[spread(len(ranked), most)].itertuples():
-        sample = samples[row.name]
-        views.append(View.of(sample, predict(sample.image()), config.threshold, row.dice))
-    return views
+    rows = ranked.iloc[spread(len(ranked), most)].itertuples()
+    return [View.of(one := samples[row.name], predict(one.image()), config.threshold, row.dice) for row in rows]
 
 
 def predict_only(samples: Sequence[Sample], weights: str, device: str = "auto") -> list[View]:

@@ -48,8 +48,8 @@ def train(
     device: str = "auto",
     devices: int = 1,
     nodes: int = 1,
-    on_step: Callable[[int, int], None] | None = None,
-    on_epoch: Callable[[dict], None] | None = None,
+    on_step: Callable[[int, int], None] = lambda done, all_: None,
+    on_epoch: Callable[[dict], None] = lambda row: None,
 ) -> Path:
     """Train a network on `<root>/<dataset>` and return its run folder.
 
@@ -93,8 +93,8 @@ def load_samples(config: RunConfig, root: Path | str) -> dict[str, list[Sample]]
     """Training and validation images. Raises InputError where no epoch could be chosen on the latter."""
     samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
     if not any(sample.mask().any() for sample in samples["val"]):
-        found = "validation images without foreground"
-        raise InputError("the epoch to keep cannot be chosen", path=Path(root) / config.dataset, found=found)
+        raise InputError("the epoch to keep cannot be chosen", path=Path(root) / config.dataset,
+                         found="validation images without foreground")  # fmt: skip
     return samples | {"train": draw_images(samples["train"], config.images, config.seed)}
 
 
@@ -106,7 +106,8 @@ def set_up(fabric: Fabric, config: RunConfig, samples: list[Sample], entry: Data
     optimizer = torch.optim.AdamW(parameter_groups(network, config.weight_decay), lr=config.lr)
     model, optimizer = fabric.setup(torch.compile(network) if config.compile else network, optimizer)
     ema = copy.deepcopy(network).requires_grad_(False)
-    learn_stain(ema, samples, entry, config)
+    ema.stain = typical_stain(sample.image() for sample in samples) if entry.stained else None
+    stain_wanted(ema, config)  # or an error, where it is asked for and there is none
     return Learner(fabric, config, network, model, ema, optimizer, atlas)
 
 
@@ -121,13 +122,13 @@ def begin(folder: Path, samples: dict[str, list], *, anew: bool) -> None:
 
 
 def train_epochs(learner: Learner, samples: list[Sample], checkpoint: Checkpoint, history: list[dict],
-                 on_step: Callable | None, on_epoch: Callable | None) -> None:  # fmt: skip
+                 on_step: Callable, on_epoch: Callable) -> None:  # fmt: skip
     """The epochs that `history` does not have yet; each is scored on the validation `samples`, saved and told of."""
     fabric, config, folder = learner.fabric, learner.config, checkpoint.path.parent
     held_out, crops = samples[fabric.global_rank :: fabric.world_size], typical_crops(learner.atlas, config)
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
-        row = train_epoch(learner, epoch, on_step if fabric.is_global_zero else None)
+        row = train_epoch(learner, epoch, on_step)
         stop_on_nan(row["loss"], learner.network, epoch, config, folder)
         recalibrate(learner.ema, crops, config)
         row |= score(fabric, learner.ema, held_out, config) | {"seconds": time.perf_counter() - started}
@@ -135,11 +136,10 @@ def train_epochs(learner: Learner, samples: list[Sample], checkpoint: Checkpoint
         if fabric.is_global_zero:
             checkpoint.save(history)
             write_csv(folder / "history.csv", pd.DataFrame(history))
-            if on_epoch:
-                on_epoch(row)
+            on_epoch(row)
 
 
-def train_epoch(learner: Learner, epoch: int, on_step: Callable[[int, int], None] | None) -> dict[str, float]:
+def train_epoch(learner: Learner, epoch: int, on_step: Callable[[int, int], None]) -> dict[str, float]:
     """The steps of one epoch; its row of history."""
     fabric, config, network, model, ema, optimizer, atlas = learner
     started, losses = time.perf_counter(), torch.zeros(3, device=fabric.device)
@@ -159,7 +159,7 @@ def train_epoch(learner: Learner, epoch: int, on_step: Callable[[int, int], None
         update_average(ema, network, min(config.ema, (1 + step) / (10 + step)))
 
         losses += torch.stack([loss.detach(), *parts])
-        if on_step:
+        if fabric.is_global_zero:
             on_step(step + 1, config.steps)
 
     losses = fabric.all_reduce(losses / config.steps_per_epoch, reduce_op="mean").tolist()
@@ -238,20 +238,13 @@ def stop_on_nan(loss: float, network: nn.Module, epoch: int, config: RunConfig, 
         return
     found = f"loss {loss} in epoch {epoch + 1} (steps {epoch * config.steps_per_epoch + 1} and on)"
     mend = f"a learning rate below {config.lr}, or --precision fp32; the checkpoint is of epoch {epoch}"
-    what = "the loss or a weight is no longer a number; training stopped"
-    raise InputError(what, path=folder, found=found, mend=mend)
+    raise InputError("the loss or a weight is no longer a number", path=folder, found=found, mend=mend)
 
 
 def score(fabric: Fabric, ema: nn.Module, samples: list[Sample], config: RunConfig) -> dict[str, float]:
     """Validation scores of the averaged weights; every process takes its share of the images."""
     parts = (torch.from_numpy(part).to(fabric.device) for part in validate(ema, samples, config))
     return validation_scores(*(fabric.all_reduce(part, reduce_op="sum").cpu().numpy() for part in parts))
-
-
-def learn_stain(network: nn.Module, samples: list[Sample], entry: Dataset, config: RunConfig) -> None:
-    """Let a network know the stain of what it learns from. InputError where it is asked for and there is none."""
-    network.stain = typical_stain(sample.image() for sample in samples) if entry.stained else None
-    stain_wanted(network, config)  # or an error
 
 
 # ----------------------------------------------------------------------------------------------- files
@@ -261,22 +254,21 @@ class Checkpoint:
     """The state of a run in one safetensors file, replaced as a whole: weights, averages, best so far, optimiser."""
 
     def __init__(self, path: Path, fingerprint: str, learner: Learner):
-        self.path, self.fingerprint, self.config = path, fingerprint, learner.config
-        self.network, self.ema, self.optimizer = learner.network, learner.ema, learner.optimizer
+        self.path, self.fingerprint, self.learner = path, fingerprint, learner
         self.best: dict[str, Tensor] = {}
 
     def save(self, history: list[dict]) -> None:
         if len(history) == best_epoch(history):
-            self.best = {key: value.clone() for key, value in self.ema.state_dict().items()}
-        parts = {"network": self.network.state_dict(), "ema": self.ema.state_dict(), "best": self.best}
-        states = self.optimizer.state_dict()["state"]
+            self.best = {key: value.clone() for key, value in self.learner.ema.state_dict().items()}
+        parts = {part: getattr(self.learner, part).state_dict() for part in ("network", "ema")} | {"best": self.best}
+        states = self.learner.optimizer.state_dict()["state"]
         parts |= {f"optimizer.{i}": state for i, state in states.items()}
         tensors = {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
         save_weights(tensors, self.path, fingerprint=self.fingerprint, history=json.dumps(history))
 
     def finish(self, mpp: float | None) -> None:
         """Write the best weights, and remove the checkpoint with what a kill may have left half-written of it."""
-        about = {"config": self.config.to_dict(), "mpp": mpp, "stain": self.ema.stain}
+        about = {"config": self.learner.config.to_dict(), "mpp": mpp, "stain": self.learner.ema.stain}
         about = {key: json.dumps(value) for key, value in about.items()} | {"run": self.fingerprint}
         save_weights(self.best, self.path.with_name("weights.safetensors"), **about)
         for path in self.path.parent.glob("*checkpoint.*"):
@@ -297,15 +289,14 @@ class Checkpoint:
         if about["fingerprint"] != self.fingerprint:
             return []
         tensors = load_file(self.path)
-        self.network.load_state_dict(_part(tensors, "network."))
-        self.ema.load_state_dict(_part(tensors, "ema."))
+        self.learner.network.load_state_dict(_part(tensors, "network."))
+        self.learner.ema.load_state_dict(_part(tensors, "ema."))
         self.best = _part(tensors, "best.")
-        groups = self.optimizer.state_dict()["param_groups"]
-        count = sum(len(group["params"]) for group in groups)
-        state = {i: _part(tensors, f"optimizer.{i}.") for i in range(count)}
+        groups = self.learner.optimizer.state_dict()["param_groups"]
+        state = {i: _part(tensors, f"optimizer.{i}.") for group in groups for i in group["params"]}
         if not all(state.values()):
             raise ValueError("the optimiser's state is not whole")
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
         return json.loads(about["history"])
 
 
@@ -320,16 +311,15 @@ def best_epoch(history: list[dict]) -> int:
 
 def write_run(folder: Path, learner: Learner, card: dict, fresh: str) -> None:
     """`run.json`, before the first step: everything that says where the run's numbers come from."""
-    config, fabric = learner.config, learner.fabric
     about = {
         "status": "training",
-        "config": config.to_dict(),
+        "config": learner.config.to_dict(),
         "data": card,
         "fingerprint": fresh,
-        "code_sha256": runs.code_sha256("train", config.model),
+        "code_sha256": runs.code_sha256("train", learner.config.model),
         "libraries": runs.libraries(),
-        "hardware": runs.hardware(fabric.device) | {"processes": fabric.world_size},
-        "precision": pick_precision(config.precision, fabric.device),
+        "hardware": runs.hardware(learner.fabric.device) | {"processes": learner.fabric.world_size},
+        "precision": pick_precision(learner.config.precision, learner.fabric.device),
         "parameters": sum(p.numel() for p in learner.network.parameters()),
     }
     write_json(folder / "run.json", about)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from csamnet.config import RunConfig
 from csamnet.datasets import Dataset
 from csamnet.measured import MEASURES, Evaluation, check_comparable, read_evaluation, read_objects
 from csamnet.metrics import calibration
@@ -72,8 +71,10 @@ def _part(entry: Dataset, images: int, patients: int) -> str:
 def weaknesses(measured: Evaluation, entry: Dataset) -> list[str]:
     """Where a run does badly, in sentences made from its results."""
     objects, changes = read_objects(measured.folder), read_robustness(measured.folder)
-    pooled = measured.summary["pooled"]
-    told = [*_below_the_paper(pooled, measured.config), *_worst_images(measured.images, entry)]
+    pooled, config = measured.summary["pooled"], measured.config
+    paper, told = paper_scores(config.dataset, config.model).get("miou"), _worst_images(measured.images, entry)
+    if paper and pooled["miou"] < paper:
+        told.insert(0, f"Below the paper: mIoU {show('miou', pooled['miou'])} for {show('miou', paper)}.")
     if objects is not None:
         told.append(_small_objects(objects, entry))
     if pooled["pq"] is not None:
@@ -84,12 +85,6 @@ def weaknesses(measured: Evaluation, entry: Dataset) -> list[str]:
     if changes:
         told.append(_worst_change(changes[1].set_index(["change", "factor"])["miou"]))
     return told or ["None is known."]
-
-
-def _below_the_paper(pooled: dict, config: RunConfig) -> list[str]:
-    paper = paper_scores(config.dataset, config.model).get("miou")
-    below = paper and pooled["miou"] < paper
-    return [f"Below the paper: mIoU {show('miou', pooled['miou'])} for {show('miou', paper)}."] if below else []
 
 
 def _worst_images(images: pd.DataFrame, entry: Dataset) -> list[str]:
