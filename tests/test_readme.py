@@ -32,12 +32,19 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def seeds_told(dataset: str, profile: str) -> str:
+    """The three measures of all seeds of a run, as a sentence says them."""
+    pooled = [read_summary(run)["pooled"] for run in find_runs(ROOT / "results", dataset=dataset, profile=profile)]
+    assert len(pooled) == 2
+    miou, ap, auc = (show_seeds(key, [one[key] for one in pooled]) for key in ("miou", "ap", "auc"))
+    return f"mIoU {miou}, AP {ap}, AUC {auc}"
+
+
 def test_the_scores_in_its_sentences_are_those_of_the_run_folders():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     kumar = [read_summary(run)["pooled"] for run in find_runs(ROOT / "results", dataset="Kumar", profile="short")]
-    miou, ap, auc = (show_seeds(key, [one[key] for one in kumar]) for key in ("miou", "ap", "auc"))
-    assert f"two seeds, measured on real data): mIoU {miou}, AP {ap}, AUC {auc} over" in text
-    assert len(kumar) == 2
+    assert f"two seeds, measured on real data): {seeds_told('Kumar', 'short')} over" in text
+    assert f"(profile `short`, two seeds) it is {seeds_told('MoNuSeg', 'short')}: what" in text
     monuseg = read_summary(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-cpu-seed0")["pooled"]
     assert f"PQ {kumar[0]['pq']:.4f} and {kumar[1]['pq']:.4f}, for {monuseg['pq']:.4f} on MoNuSeg" in text
     table = read_robustness(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-cpu-seed0")[1]
