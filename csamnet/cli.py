@@ -253,7 +253,7 @@ def notebook(
     parameter: Annotated[list[str], typer.Option("-p", "--parameter", help="NAME=VALUE; repeatable.")] = [],  # noqa: B006
 ):
     """Run a notebook by papermill; unknown parameters are refused before anything runs."""
-    from csamnet.notebooks import run_notebook
+    from csamnet.execution import run_notebook
 
     console.print(f"Running {out}", soft_wrap=True)
     run_notebook(template, out, dict(map(_setting, parameter)))

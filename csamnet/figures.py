@@ -103,9 +103,9 @@ def spread(length: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int)).tolist()
 
 
-def save(figure: Figure, path: Path | str) -> list[Path]:
-    """Write `path`.svg, .png and .pdf, and return them; the same figure gives the same bytes."""
-    files = [Path(f"{path}.{kind}") for kind in ("svg", "png", "pdf")]
+def save(figure: Figure, path: Path | str, kinds: Sequence[str] = ("svg", "png", "pdf")) -> list[Path]:
+    """Write `path`.svg and so on, and return them; the same figure gives the same bytes."""
+    files = [Path(f"{path}.{kind}") for kind in kinds]
     for file in files:
         with atomic(file) as temporary:
             temporary.write_bytes(rendered(figure, file.suffix[1:]))
@@ -376,9 +376,7 @@ def per_image(table: pd.DataFrame, source: str, pooled: Mapping, keys: Sequence[
         if pooled.get(key) is not None:
             ax.axvline(pooled[key], color=VERMILLION, linewidth=1)
             ax.set_title(f"pooled {show(key, pooled[key])}", color=VERMILLION)
-        ax.set(
-            yticks=range(len(organs)), yticklabels=organs, ylim=(-0.6, len(organs) - 0.4), xlabel=TITLES[key], ylabel=""
-        )
+        ax.set(yticks=range(len(organs)), yticklabels=organs, ylim=(-0.6, len(organs) - 0.4), xlabel=TITLES[key])
         ax.margins(x=0.1)
     return figure
 
@@ -529,23 +527,18 @@ def best_and_worst(views: Sequence[View], source: str) -> Figure:
 @drawn
 def worst_places(views: Sequence[View], source: str, *, count: int = 3, side: int = 96) -> Figure:
     """The window with most wrong pixels of the worst images: true outlines yellow, found black, above the errors."""
-    places = sorted((_worst_place(view, side) for view in views), key=lambda place: -place[0])[:count]
-    organs = ", ".join(view.organ for _, view, _ in places)
+    places = [(*_window(error_pixels(view) > 1, side), view) for view in views]
+    places = sorted(places, key=lambda place: -place[0])[:count]
+    organs = ", ".join(view.organ for *_, view in places)
     alt = f"Places with many wrong pixels ({organs}): outlines, true and found, above kinds of error."
     figure, axes = panels(alt, 4.6, source, 2, count, subplot_kw=NO_AXES)
-    for (top, bottom), (_, view, box) in zip(axes.T, places, strict=False):
+    for (top, bottom), (_, box, view) in zip(axes.T, places, strict=False):
         found = view.predicted()[box]  # black with a white rim, to be seen on dark images too
         lines = (found, "white", 2.8), (found, BLACK, 1.4), (view.labels[box], YELLOW, 1.2)
         picture(top, view.image[box], view.organ, *lines)
         picture(bottom, error_overlay(view)[box])
     _error_legend(figure)
     return figure
-
-
-def _worst_place(view: View, side: int) -> tuple[float, View, tuple[slice, slice]]:
-    """The share of wrong pixels in the window of `side` pixels that has most, the view, and the window."""
-    share, box = _window(error_pixels(view) > 1, side)
-    return share, view, box
 
 
 def _window(values: np.ndarray, side: int) -> tuple[float, tuple[slice, slice]]:

@@ -1,16 +1,12 @@
-"""What the notebooks need, and how they are run: refuse what is unknown first, keep what is readable last."""
+"""What the notebooks need: their parameters checked, the runs that they tell of, and images to look at."""
 
 from __future__ import annotations
 
-import ast
-import re
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -25,10 +21,10 @@ from csamnet.data import Sample, load_split
 from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import evaluate, get_subsets, load_run, measure, pick_device, predictor, write_evaluation
 from csamnet.figures import View, spread, true_objects
-from csamnet.files import InputError, atomic, read_json, write_json
+from csamnet.files import InputError, read_json, write_json
 from csamnet.inference import load, predict, touching
 from csamnet.measured import read_images
-from csamnet.paths import PREPARED, RESULTS, ROOT, SAMPLE_TREES
+from csamnet.paths import PREPARED, RESULTS, SAMPLE_TREES
 from csamnet.prepare import prepare
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.samples import make_sample
@@ -54,8 +50,7 @@ def checked(namespace: MutableMapping, allowed: Sequence[str]) -> dict:
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and isinstance(v, plain)}
     unknown = sorted(given.keys() - set(allowed))
     if unknown and not namespace.get("_checked"):
-        expected, found = ", ".join(allowed), ", ".join(unknown)
-        raise InputError("unknown parameter of the notebook", expected=expected, found=found)
+        raise InputError("unknown parameter of the notebook", expected=", ".join(allowed), found=", ".join(unknown))
     namespace["_checked"] = True
     return {key: namespace[key] for key in allowed}
 
@@ -280,91 +275,3 @@ def counts(views: Sequence[View], entry: Dataset) -> str:
         unit = "µm²" if entry.mpp else "px"
         rows.append([view.name, f"{found:,}", f"{100 * view.truth.mean():.1f} %", f"{area:.0f} {unit}"])
     return markdown(head, rows, ",".join(head[1:]))
-
-
-# ----------------------------------------------------------------------------------------- running them
-
-
-def run_notebook(template: Path, out: Path, parameters: dict) -> None:
-    """Execute `template` with `parameters` into `out`, whole or not at all; print what its cells print.
-
-    Cells tagged `annotated` are left out for a data set without annotation, those tagged `unannotated` for any
-    other, and those tagged `pictures` with the parameter `measured`. A notebook that ends with NotRun leaves its title
-    and that. Raises InputError for parameters that the template does not have, or that its first cells refuse.
-    """
-    import nbformat
-    import papermill
-
-    if not Path(template).exists():
-        raise InputError("there is no such notebook", path=template)
-    try:
-        content = nbformat.read(template, as_version=4)
-    except (ValueError, AttributeError, KeyError, nbformat.ValidationError) as error:
-        expected = "a Jupyter notebook, such as notebooks/dataset.ipynb"
-        raise InputError("not a notebook", path=template, expected=expected, found=shorten(str(error), 80)) from None
-    known = papermill.inspect_notebook(str(template))
-    if unknown := sorted(parameters.keys() - known.keys()):
-        expected, found = ", ".join(known), ", ".join(unknown)
-        raise InputError("unknown parameter", path=template, expected=expected, found=found)
-    asked = parameters.get("dataset") or ast.literal_eval(known["dataset"]["default"])
-    entry = get_dataset(asked, parameters.get("root") or PREPARED)
-    given, measured = {"dataset": entry.name}, bool(parameters.get("measured"))
-    places = {key: parameters[key] for key in ("root", "results", "releases") if parameters.get(key)}
-    if (weights := parameters.get("weights")) and Path(weights).exists():  # and no name in weights/
-        places["weights"] = weights
-    given |= {key: str(Path(path).resolve()) for key, path in places.items()}
-    quiet = ["--IPKernelApp.log_level=40"]  # it would warn of each kernel that talks within this machine
-    options = {"cwd": str(ROOT), "progress_bar": False, "stdout_file": sys.stdout, "extra_arguments": quiet}
-    with atomic(out) as temporary:
-        nbformat.write(choose(content, entry, measured), temporary)
-        try:
-            papermill.execute_notebook(str(temporary), str(temporary), parameters | given, **options)
-            content = nbformat.read(temporary, as_version=4)
-        except papermill.PapermillExecutionError as error:
-            if error.ename == "InputError":
-                raise InputError(error.evalue) from None
-            if error.ename != "NotRun":
-                raise
-            content.cells[1:] = [nbformat.v4.new_markdown_cell(f"**Not run.** {error.evalue}", id="not-run")]
-        nbformat.write(tidy(content, (entry.title or entry.name) + ", real images" * measured), temporary)
-
-
-def choose(notebook, entry: Dataset, measured: bool = False):
-    """The cells of a template that a data set can use; of a page that only reads results, those without pictures."""
-    other = {"unannotated" if entry.annotated else "annotated", *["pictures"] * measured}
-    notebook.cells = [cell for cell in notebook.cells if not other & set(cell.metadata.get("tags", []))]
-    return notebook
-
-
-def drop_empty(cells: Sequence) -> list:
-    """The cells less those tagged `optional` that showed nothing, each with the text before it."""
-    kept = []
-    for cell in cells:
-        if "optional" not in cell.metadata.get("tags", []) or cell.outputs:
-            kept.append(cell)
-        else:
-            while kept[-1].cell_type == "markdown":
-                kept.pop()
-    return kept
-
-
-def tidy(notebook, dataset: str):
-    """Name the data set in the title, give pictures their text, drop timings, paths and empty cells, hide the rest."""
-    hidden = {"parameters": "remove-cell", "injected-parameters": "hide-input"}
-    notebook.cells = drop_empty(notebook.cells)
-    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
-    painted = f"**{KINDS['sample'].capitalize()}"  # as `tables.about` and `about_runs` begin
-    sample = any(data.get("text/markdown", "").startswith(painted) for data in shown)
-    first = next(cell for cell in notebook.cells if cell.cell_type == "markdown")
-    first.source = re.sub("[Tt]his data set", dataset + ", sample data" * sample, first.source, count=1)
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
-        tags = [tag for tag in cell.metadata.get("tags", []) if tag in hidden]
-        cell.metadata.tags = [tags[0], hidden[tags[0]]] if tags else cell.metadata.get("tags", [])
-        for key in ("papermill", "execution"):
-            cell.metadata.pop(key, None)
-        for output in cell.get("outputs", []):
-            for about in output.get("metadata", {}).values():
-                if "alt" in about:
-                    cell.metadata.mystnb = {"image": {"alt": about["alt"], "width": "100%"}}
-    return notebook

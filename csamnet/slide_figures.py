@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
 
-from csamnet.figures import BLACK, BLUE, NO_AXES, WIDTH, YELLOW, drawn, panels, picture, rendered
-from csamnet.files import atomic
+from csamnet.figures import BLACK, BLUE, NO_AXES, WIDTH, YELLOW, drawn, panels, picture
 from csamnet.instances import instances_from_probability
 from csamnet.slides import CELL_PIXELS, CELL_UM, STEPS, Frame, Slide
 
@@ -61,12 +60,6 @@ class Shown(NamedTuple):
         (x, y), scale = self.densest(side), self.slide.scale(self.mpp)
         stored = zarr.open_array(self.folder / "probability.zarr", mode="r")[y : y + side, x : x + side]
         return self.slide.read(x * scale, y * scale, *stored.shape[::-1], self.mpp), stored / np.float32(STEPS)
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; the same figure gives the same bytes."""
-    with atomic(path) as temporary:
-        temporary.write_bytes(rendered(figure, "png"))
 
 
 @drawn

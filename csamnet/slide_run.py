@@ -214,7 +214,8 @@ class Job:
 
     def draw(self, picture: np.ndarray, tissue: np.ndarray, fraction: np.ndarray, cancer: Sequence[np.ndarray]) -> None:
         """burden.npy, burden.csv and burden.png, and report.png."""
-        from csamnet.slide_figures import burden_map, report, save_png
+        from csamnet.figures import save
+        from csamnet.slide_figures import burden_map, report
 
         folder, frame, slide = self.folder, self.frame, self.slide
         with atomic(folder / "burden.npy") as temporary:
@@ -225,8 +226,8 @@ class Job:
         write_csv(folder / "burden.csv", table.assign(x=corners[:, 0], y=corners[:, 1]))
         outlines = [(points - slide.offset - frame.corner) / frame.scale for points in cancer]
         name, coarse = slide.path.name, slide.coarseness()
-        save_png(burden_map(fraction, frame, outlines, name), folder / "burden.png")
-        save_png(report(picture, coarse, tissue, frame, fraction, outlines, name), folder / "report.png")
+        save(burden_map(fraction, frame, outlines, name), folder / "burden", ["png"])
+        save(report(picture, coarse, tissue, frame, fraction, outlines, name), folder / "report", ["png"])
 
     def finish(self, summary: dict) -> dict:
         """Write summary.csv, and that the job is done."""

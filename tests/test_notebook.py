@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from csamnet import notebooks, tables
+from csamnet import execution, notebooks, tables
 from csamnet.compare import compare
 from csamnet.config import make_config
 from csamnet.evaluate import Measured, write_evaluation
@@ -111,9 +111,9 @@ def test_command_refuses_before_anything_runs(tmp_path):
     out, results = tmp_path / "out.ipynb", tmp_path / "results"
     for wrong in ({"epoch": 3}, {"dataset": "MonuSag"}):
         with pytest.raises(InputError):
-            notebooks.run_notebook(DATASET, out, {"results": str(results)} | wrong)
+            execution.run_notebook(DATASET, out, {"results": str(results)} | wrong)
     with pytest.raises(InputError, match="no such notebook"):
-        notebooks.run_notebook(tmp_path / "none.ipynb", out, {})
+        execution.run_notebook(tmp_path / "none.ipynb", out, {})
     assert not any(tmp_path.iterdir())
 
 
@@ -125,7 +125,7 @@ def test_a_template_keeps_its_own_data_set_and_finds_weights_from_here(tmp_path,
     (tmp_path / "mine.safetensors").touch()
     for weights, dataset in (("mine.safetensors", None), ("MoNuSeg", "inhouse")):
         given = {"weights": weights} | ({"dataset": dataset} if dataset else {})
-        notebooks.run_notebook(ROOT / "notebooks" / "slides.ipynb", tmp_path / "out.ipynb", given)
+        execution.run_notebook(ROOT / "notebooks" / "slides.ipynb", tmp_path / "out.ipynb", given)
     assert [given["dataset"] for given in asked] == ["BACH2018", "InHouse"]
     assert [given["weights"] for given in asked] == [str(tmp_path / "mine.safetensors"), "MoNuSeg"]
 
@@ -277,7 +277,7 @@ def test_the_real_runs_with_most_steps_are_told_of(runs, tmp_path):
 
 
 def test_measured_page(runs, tmp_path):
-    notebooks.run_notebook(MEASURED, tmp_path / "page.ipynb", {"dataset": "MoNuSeg", "results": str(runs)})
+    execution.run_notebook(MEASURED, tmp_path / "page.ipynb", {"dataset": "MoNuSeg", "results": str(runs)})
     page = nbformat.read(tmp_path / "page.ipynb", as_version=4)
     text = markdown(page)
     assert page.cells[0].source.startswith("# MoNuSeg: measured on real images\n")
@@ -290,7 +290,7 @@ def test_measured_page(runs, tmp_path):
 
 
 def test_measured_page_without_runs(tmp_path):
-    notebooks.run_notebook(MEASURED, tmp_path / "page.ipynb", {"results": str(tmp_path)})
+    execution.run_notebook(MEASURED, tmp_path / "page.ipynb", {"results": str(tmp_path)})
     title, told = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
     assert title.source.startswith("# MoNuSeg: measured on real images\n")
     assert told.source.startswith("**Not run.** No finished run on MoNuSeg's real images")
@@ -303,7 +303,7 @@ def test_what_was_not_kept_is_not_explained(runs, tmp_path):
         (folder / "test" / name).unlink()
     for path in (folder / "run.json", folder / "test" / "summary.json"):
         path.write_text(path.read_text().replace('"MoNuSeg"', '"BUSI"'))
-    notebooks.run_notebook(MEASURED, tmp_path / "page.ipynb", {"dataset": "BUSI", "results": str(tmp_path)})
+    execution.run_notebook(MEASURED, tmp_path / "page.ipynb", {"dataset": "BUSI", "results": str(tmp_path)})
     page = nbformat.read(tmp_path / "page.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
     assert "Image by image" in text
@@ -402,14 +402,14 @@ def test_an_experiment_trains_what_is_missing_and_shows_it(tmp_path):
     prepare("MoNuSeg", release, tmp_path / "prepared")
     given = {"models": "StarDist-small", "epochs": 1, "steps_per_epoch": 2, "results": str(tmp_path / "results")}
     out = tmp_path / "comparison.ipynb"
-    notebooks.run_notebook(ROOT / "notebooks" / "comparison.ipynb", out, given | {"root": str(tmp_path / "prepared")})
+    execution.run_notebook(ROOT / "notebooks" / "comparison.ipynb", out, given | {"root": str(tmp_path / "prepared")})
     runs = sorted(path.name for path in (tmp_path / "results" / "MoNuSeg").iterdir())
     assert runs == ["CSAMNet-XS-sample-seed0", "Otsu-sample-seed0", "StarDist-small-sample-seed0"]
     page = out.read_text()
     assert "**Sample data**" in page
     assert "| StarDist-small | 1 |" in page
     assert "image/jpeg" in page, "the visual comparison"
-    notebooks.run_notebook(ROOT / "notebooks" / "comparison.ipynb", out, {"measured": 1, "results": given["results"]})
+    execution.run_notebook(ROOT / "notebooks" / "comparison.ipynb", out, {"measured": 1, "results": given["results"]})
     title, told = nbformat.read(out, as_version=4).cells
     assert "MoNuSeg, real images" in title.source
     assert told.source.startswith("**Not run.** No comparison on MoNuSeg's real images")

@@ -28,8 +28,8 @@ MODULES = {p.relative_to(PACKAGE).as_posix()[:-3]: ast.parse(p.read_text()) for 
 ORDER = """
 files paths processes images manifest datasets download slides samples readers prepare config results model baselines
 losses data instances metrics measured evaluate robustness complexity tables cards weight_card train inference weights
-compare architecture figures explorer notebooks generalisation gallery stream slide_outputs slide_figures slide_run
-slide_jobs viewer terminal cli_slide cli
+compare architecture figures explorer notebooks execution generalisation gallery stream slide_outputs slide_figures
+slide_run slide_jobs viewer terminal cli_slide cli
 """
 """Each file or folder of csamnet imports only from those before it."""
 
@@ -139,7 +139,7 @@ def test_a_result_is_stale_when_any_code_that_makes_it_changed(step):
 
 
 PAGES = {"figures", "architecture", "tables", "gallery", "notebooks", "explorer", "cards", "viewer", "slide_figures",
-         "complexity", "compare", "measured", "processes", "generalisation", "weight_card"}  # fmt: skip
+         "complexity", "compare", "measured", "processes", "generalisation", "weight_card", "execution"}  # fmt: skip
 SLIDES = {"slides", "stream", "slide_outputs", "slide_run", "slide_jobs", "cli_slide"}
 
 

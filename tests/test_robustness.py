@@ -275,7 +275,7 @@ def test_normalised_images_stand_below_those_as_they_are(tmp_path):
 
 
 def test_the_page_on_a_tiny_look_alike(tmp_path):
-    from csamnet.notebooks import ROOT, run_notebook
+    from csamnet.execution import ROOT, run_notebook
 
     root, out = make_tree(tmp_path), tmp_path / "page.ipynb"
     given = {"epochs": 1, "steps_per_epoch": 2, "results": str(tmp_path / "results"), "root": str(root), "others": ""}
