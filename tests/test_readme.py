@@ -44,6 +44,8 @@ def test_the_scores_in_its_sentences_are_those_of_the_run_folders():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     kumar = [read_summary(run)["pooled"] for run in find_runs(ROOT / "results", dataset="Kumar", profile="short")]
     assert f"two seeds, measured on real data): {seeds_told('Kumar', 'short')} over" in text
+    assert f"CT crops of LIDC-IDRI {seeds_told('LIDC-IDRI', 'short')}, and" in text
+    assert f"(BUSI, which is not the paper's) {seeds_told('BUSI', 'short')}." in text
     assert f"(profile `short`, two seeds) it is {seeds_told('MoNuSeg', 'short')}: what" in text
     monuseg = read_summary(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-cpu-seed0")["pooled"]
     assert f"PQ {kumar[0]['pq']:.4f} and {kumar[1]['pq']:.4f}, for {monuseg['pq']:.4f} on MoNuSeg" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import csamnet
 from csamnet.cli import app
 from csamnet.config import make_config
 from csamnet.data import load_split
-from csamnet.datasets import DATASETS
+from csamnet.datasets import DATASETS, get_dataset
 from csamnet.evaluate import evaluate, measure, validate, validation_scores, write_evaluation
 from csamnet.files import InputError, read_json, write_json
 from csamnet.inference import predict_files, target_of
@@ -33,7 +34,8 @@ from csamnet.tables import show_seeds
 from csamnet.weight_card import weaknesses, weights_card
 from csamnet.weights import NEAR, SAME, halved, ship
 
-SHIPPED = sorted((Path(__file__).resolve().parents[1] / "weights").glob("*.safetensors"))
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted((ROOT / "weights").glob("*.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +194,7 @@ def test_weaknesses_are_those_of_the_results(folder, tmp_path):
 
 
 def test_weaknesses_of_real_runs():
-    root = Path(__file__).resolve().parents[1] / "results"
+    root = ROOT / "results"
     busi = weaknesses(read_evaluation(root / "BUSI" / "CSAMNet-S-short-seed0"), DATASETS["BUSI"])
     assert busi[0] == "Of 3 test images without lesions, it marks something in 3."
     assert "on 18 of 43 test images with lesions" in busi[1]
@@ -216,6 +218,15 @@ def test_shipped_weights_are_small_and_told_of(path):
     assert model.config.dataset == path.stem
     found = csamnet.predict(model, np.full((130, 130, 3), 235, np.uint8))
     assert found.mask.mean() < 0.5, "nothing is not everything"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_card_says_what_the_results_say_now(path):
+    card, entry = path.with_suffix(".md").read_text(encoding="utf-8"), get_dataset(path.stem)
+    change, run = (re.search(told, card)[1] for told in (r"by (\S+) points", r"\*\*run\*\* \| `(.*?)`"))
+    patients = re.search(r"([\d,]+) of the [\d,]+ published patients", card)
+    groups = int(patients[1].replace(",", "")) if patients else 10**6  # the data themselves are not here
+    assert card == weights_card(ROOT / run, entry, float(change) / 100, path.stat().st_size, groups)
 
 
 def test_a_network_that_learned_from_look_alikes_is_not_shipped(folder, tree, tmp_path):
