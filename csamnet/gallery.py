@@ -12,7 +12,7 @@ from csamnet.compare import collect, compare, label_variants
 from csamnet.config import experiment
 from csamnet.files import InputError
 from csamnet.measured import read_curves
-from csamnet.notebooks import look_at
+from csamnet.notebooks import views_by_method
 from csamnet.paths import FIGURES, PUBLISHED, RESULTS
 from csamnet.results import find_runs, read_config, read_summary
 from csamnet.tables import published, source
@@ -59,7 +59,7 @@ def of_experiments(
         scores = table.set_index("model")[["ap", "auc"]].to_dict("index")
         made["pr_roc_models"] = figures.pr_roc_models(curves, scores, below, ours=ours)
         made["cost"] = figures.cost(table, below)
-        made |= {"visual": figures.visual(look_at(rivals, Path(root)), below)} if root else {}
+        made |= {"visual": figures.visual(views_by_method(rivals, Path(root)), below)} if root else {}
     if len(variants) > 1 and whole in variants:
         made["ablation"] = figures.ablation(label_variants(compare(variants, whole), whole), below, ours=whole)
     return made

@@ -190,7 +190,7 @@ def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
     )
 
 
-def look_at(runs: Mapping[str, Sequence[Path]], root: Path, device: str = "auto") -> dict[str, View]:
+def views_by_method(runs: Mapping[str, Sequence[Path]], root: Path, device: str = "auto") -> dict[str, View]:
     """One test image as every method sees it, by its first seed: the image of median Dice of the first method."""
     table = read_images(next(iter(runs.values()))[0]).dropna(subset="dice").sort_values("dice")
     name, views = table["name"].iloc[len(table) // 2], {}
@@ -246,7 +246,7 @@ def describe(samples: Mapping[str, Sequence[Sample]], entry: Dataset) -> tuple[p
     return pd.concat(objects, ignore_index=True), pd.DataFrame(images), "haematoxylin" if stained else "grey value"
 
 
-def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list[View]:
+def ranked_views(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list[View]:
     """Test images with a run's predictions, worst Dice first: all, or `most` evenly spread over the ranks."""
     model, config = load_run(folder, device)
     predict, samples = predictor(model, config), {s.name: s for s in load_split(root, config.dataset, "test")}
@@ -255,7 +255,7 @@ def look(folder: Path, root: Path, device: str = "auto", most: int = 16) -> list
     return [View.of(one := samples[row.name], predict(one.image()), config.threshold, row.dice) for row in rows]
 
 
-def predict_only(samples: Sequence[Sample], weights: str, device: str = "auto") -> list[View]:
+def unannotated_views(samples: Sequence[Sample], weights: str, device: str = "auto") -> list[View]:
     """Images without annotation with what a trained network finds in them; its own objects stand for the true ones."""
     model, views = load(weights, device), []
     for sample in samples:

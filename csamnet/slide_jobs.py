@@ -19,7 +19,7 @@ from csamnet.evaluate import pick_device
 from csamnet.files import InputError, printable, write_csv, write_text
 from csamnet.inference import load, stems, weights_sha256
 from csamnet.processes import fresh_processes
-from csamnet.slide_run import Options, config_of, read_job, read_summary, run_slide
+from csamnet.slide_run import Options, config_of, read_job, read_row, run_slide
 from csamnet.slides import Slide
 
 
@@ -157,7 +157,7 @@ def _how_far(name: str, path: Path | None, told: Path | None) -> dict:
     status = _status(job, path.parent)
     row |= {"status": "broken" if told and status == "stopped" else status, "seconds": job["seconds"]}
     row["done"] = job["rows"] / job["settings"]["frame"]["height"]
-    return row | ((read_summary(path.parent) or {}) if status == "done" else {})
+    return row | ((read_row(path.parent) or {}) if status == "done" else {})
 
 
 def _status(job: dict, folder: Path) -> str:

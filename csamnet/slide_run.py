@@ -73,7 +73,7 @@ def run_slide(
         with filelock.FileLock(folder / ".lock", timeout=1):  # `overview` takes it for a moment
             job.begin()
             if job.state["status"] == "done":
-                return {"status": "already done"} | read_summary(folder)
+                return {"status": "already done"} | read_row(folder)
             return {"status": "done"} | job.run()
     except filelock.Timeout:
         if job.progress.exists():
@@ -137,7 +137,7 @@ class Job:
             self.state |= {"status": "begun", "annotation": outlined}
 
     def is_whole(self) -> bool:
-        return all((self.folder / name).exists() for name in RESULTS) and read_summary(self.folder) is not None
+        return all((self.folder / name).exists() for name in RESULTS) and read_row(self.folder) is not None
 
     def begin_anew(self, inference: str, fingerprint: str, settings: dict) -> None:
         """Remove what is there, but a probability of the hash `inference`; the state is that of a new job."""
@@ -283,7 +283,7 @@ def read_job(path: Path) -> dict:
     return job
 
 
-def read_summary(folder: Path) -> dict | None:
+def read_row(folder: Path) -> dict | None:
     """The row of a slide's summary.csv; None where there is none, or it is damaged."""
     try:
         row = pd.read_csv(folder / "summary.csv").iloc[0].to_dict()

@@ -309,7 +309,7 @@ def about(card: dict, target: tuple[str, str] = TARGET) -> str:
     return f"**Measured on real data.** {found}; source: {card['source']}, licence {card['licence']}. {notes}."
 
 
-def state(runs: list[Path]) -> str:
+def about_measured(runs: list[Path]) -> str:
     """Which runs a page without images tells of, in Markdown."""
     names = ", ".join(f"`{run.parent.name}/{run.name}`" for run in runs)
     return f"**Measured on real data.** Runs: {names}. Pictures of a single run are of the first."
