@@ -21,7 +21,7 @@ from csamnet.terminal import app, bar, command, console
 __all__ = ["app"]
 
 Root = Annotated[Path, typer.Option(help="Folder of the prepared data sets.", show_default="data/prepared")]
-STEPS = "Budget: paper (30,000 steps, for a GPU), cpu (4,000), short (800), brief (300), sample (120)."
+STEPS = "Budget: paper (30,000 steps, for a GPU), cpu (1,200), short (800), brief (300), sample (120)."
 
 
 @command
@@ -102,6 +102,25 @@ def prepare(
     console.print(f"{folder}: {counts}; {table['objects'].sum()} objects", soft_wrap=True)
     if notes := read_json(folder / "dataset.json")["notes"]:
         console.print(f"{len(notes)} note{'s' * (len(notes) > 1)} in {folder / 'dataset.json'}", soft_wrap=True)
+
+
+@command
+def offset(
+    name: Annotated[str, typer.Argument(help="Data set, such as MoNuSeg.")],
+    root: Root = PREPARED,
+    split: Annotated[str, typer.Option(help="train | val | test")] = "train",
+):
+    """Measure how far an annotation lies beside what it outlines: the settings offset_x and offset_y."""
+    from csamnet.alignment import typical_offset
+    from csamnet.data import load_split
+    from csamnet.datasets import get_dataset
+
+    name = get_dataset(name, root).name
+    (right, down, images), used = typical_offset(load_split(root, name, split)), make_config(dataset=name)
+    console.print(f"{name}, {split}: the annotation lies {right:+.2f} pixels to the right, {down:+.2f} down "
+                  f"(median of {images} images)", soft_wrap=True)  # fmt: skip
+    console.print(f"in use: offset_x {used.offset_x:g}, offset_y {used.offset_y:g}; csamnet train {name} --set "
+                  "offset_x=... --set offset_y=... takes others", soft_wrap=True)  # fmt: skip
 
 
 @command

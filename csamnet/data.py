@@ -144,7 +144,7 @@ class Atlas:
         draw = _Draws(batch, generator)
         zoom, swap = _turns(draw, config.scale, config.turns)  # (B, 2), (B,)
         centre = self._centres(draw, which, config.tile, config.foreground)  # (B, 2), x first
-        pixels, mask = self._sample(which, centre, zoom, swap, config.tile)
+        pixels, mask = self._sample(which, centre, zoom, swap, config)
         pixels = stain_jitter(pixels, draw, config.stain)
         pixels = colour_jitter(pixels, draw, config.colour)
         pixels = blur(pixels, draw, config.blur)
@@ -160,14 +160,20 @@ class Atlas:
         on_foreground = (draw.uniform() < foreground) & self.has_foreground[which]
         return torch.where(on_foreground[:, None], points + 0.5, centre)
 
-    def _sample(self, which: Tensor, centre: Tensor, zoom: Tensor, swap: Tensor, tile: int) -> tuple[Tensor, Tensor]:
-        """Pixels `(B, 3, tile, tile)` 0 to 255, bilinear, and mask `(B, tile, tile)`, nearest, of turned crops."""
-        line = torch.arange(tile, device=self.device) - (tile - 1) / 2
+    def _sample(
+        self, which: Tensor, centre: Tensor, zoom: Tensor, swap: Tensor, config: RunConfig
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels `(B, 3, tile, tile)` 0 to 255, bilinear, and mask `(B, tile, tile)`, nearest, of turned crops.
+
+        The mask is read where the annotation lies, so that what is outlined and its outline are in one place.
+        """
+        line = torch.arange(config.tile, device=self.device) - (config.tile - 1) / 2
         x, y = (centre[..., None] + zoom[..., None] * line).unbind(1)  # (B, tile) each: a crop's columns and rows
         x0, y0 = x.floor(), y.floor()
         right, down = (x - x0)[:, None, :, None], (y - y0)[:, :, None, None]
         corners = [self.gather(which, (y0 + i).long(), (x0 + j).long()) for i in (0, 1) for j in (0, 1)]
-        mask = self.gather(which, y.round().long(), x.round().long())[..., 3]
+        rows, columns = (y + config.offset_y).round().long(), (x + config.offset_x).round().long()
+        mask = self.gather(which, rows, columns)[..., 3]
         top, bottom = (torch.lerp(a.float(), b.float(), right) for a, b in (corners[:2], corners[2:]))
         pixels = torch.lerp(top, bottom, down)[..., :3].permute(0, 3, 1, 2)
         pixels = torch.where(swap[:, None, None, None], pixels.mT, pixels).contiguous()

@@ -13,16 +13,20 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from csamnet import baselines, metrics
 from csamnet import results as runs
-from csamnet.config import MODELS, RunConfig
+from csamnet.config import MODELS, RunConfig, make_config
 from csamnet.data import Sample, load_split, normalised, pair, stain_wanted, to_input
 from csamnet.datasets import DATASETS
 from csamnet.files import InputError, atomic, write_csv, write_json
 from csamnet.model import CSAMNet, extend, load_strictly, load_weights, read_about
 from csamnet.paths import WEIGHTS
+
+SETTINGS = ("tile", "overlap", "tta", "normalise", "offset_x", "offset_y", "threshold", "precision")
+"""What of a run's configuration its measures depend on, kept beside them."""
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -136,6 +140,19 @@ def predictor(model: nn.Module, config: RunConfig, **changes) -> Callable[[np.nd
     return lambda image: predict_probability(model, normalised(image, stain, config.normalise), **settings)
 
 
+def as_annotated(probability: np.ndarray, config: RunConfig) -> np.ndarray:
+    """`(H, W)` probability moved from where things lie to where their annotation lies; linear between pixels."""
+    if not (config.offset_x or config.offset_y):
+        return probability
+    return ndimage.shift(probability, (config.offset_y, config.offset_x), order=1, mode="nearest")
+
+
+def annotation_of(dataset: str) -> dict[str, float]:
+    """Settings that tell how the annotation of a data set lies, which a run on another one does not know."""
+    config = make_config(dataset=dataset)
+    return {"offset_x": config.offset_x, "offset_y": config.offset_y}
+
+
 def stored_stain(path: Path) -> list[list[float]] | None:
     """The stain that a file of weights tells of. Raises InputError where it is none."""
     found = read_about(path).get("stain", "null")
@@ -153,7 +170,7 @@ def validate(model: nn.Module, samples: list[Sample], config: RunConfig) -> tupl
     predict = predictor(model, config, overlap=config.val_overlap, tta=False)
     for sample in samples:
         image, mask = pair(sample)
-        probability = predict(image)
+        probability = as_annotated(predict(image), config)
         counts += [*metrics.confusion(probability >= config.threshold, mask).values()]
         histogram += metrics.score_histogram(probability, mask)
     return counts, histogram
@@ -213,6 +230,7 @@ def evaluate(
     model, config = load_run(folder, device)
     config = config if normalise is None else replace(config, normalise=normalise)
     name, out = dataset or config.dataset, runs.measured_in(folder, dataset, split, normalise)
+    config = config if name == config.dataset else replace(config, **annotation_of(name))
     card, samples = runs.data_card(root, name), load_split(root, name, split)
     seen = known_images(folder, samples, own=name == config.dataset, split=split, force=force)
     fresh = runs.fingerprint(config, card["manifest_sha256"] + runs.read_run(folder)["fingerprint"], "evaluate")
@@ -267,7 +285,8 @@ def measure(
     for done, sample in enumerate(samples, 1):
         (image, mask), own, found = pair(sample), np.zeros((2, metrics.BINS), np.int64), []
         rule = {"threshold": config.threshold, "touching": sample.touching}
-        row = metrics.image_metrics(predict(image), mask, sample.labels(), total=own, objects=found, **rule)
+        probability = as_annotated(predict(image), config)
+        row = metrics.image_metrics(probability, mask, sample.labels(), total=own, objects=found, **rule)
         for name, histogram in histograms.items():
             histogram += own * (not name or sample.organ in subsets[name])
         each.append(metrics.coarse(own))
@@ -289,7 +308,7 @@ def write_evaluation(out: Path, measured: Measured, config: RunConfig, about: di
     write_csv(out / "curves.csv", metrics.curves(histograms[""]))
     with atomic(out / "scores.npz") as temporary:
         np.savez_compressed(temporary, histograms=each)
-    settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "normalise", "threshold", "precision")}
+    settings = {key: getattr(config, key) for key in SETTINGS}
     parts = get_subsets(about["data"]["name"])
     subsets = {name: [row for row in rows if row["organ"] in organs] for name, organs in parts.items()}
     summary = _scores(rows, histograms[""]) | {

@@ -18,7 +18,7 @@ from skimage.measure import regionprops_table
 from skimage.segmentation import find_boundaries
 from torch import nn
 
-from csamnet.config import RunConfig, make_config
+from csamnet.config import RunConfig, stored_config
 from csamnet.datasets import check_mpp, entry_of, known_mpp
 from csamnet.evaluate import build_model, find_run_weights, pick_device, predictor, stored_stain
 from csamnet.files import InputError, printable, sha256_array, sha256_json, write_csv, write_text
@@ -47,7 +47,7 @@ def load(name_or_path: Path | str, device: str = "auto") -> nn.Module:
     place, path = pick_device(device), find_weights(name_or_path)
     state, about = load_weights(path), read_about(path)
     try:
-        config = make_config(**json.loads(about.get("config", "{}")))
+        config = stored_config(json.loads(about.get("config", "{}")))
         mpp = json.loads(about["mpp"]) if "mpp" in about else known_mpp(config.dataset)
         check_mpp(mpp)
         stain = stored_stain(path)

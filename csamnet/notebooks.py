@@ -19,7 +19,7 @@ from csamnet.compare import collect
 from csamnet.config import PROFILES, SIZES, RunConfig, experiment, make_config
 from csamnet.data import Sample, load_split
 from csamnet.datasets import Dataset, get_dataset
-from csamnet.evaluate import evaluate, get_subsets, load_run, measure, pick_device, predictor, write_evaluation
+from csamnet.evaluate import as_annotated, evaluate, load_run, measure, pick_device, predictor, write_evaluation
 from csamnet.figures import View, spread, true_objects
 from csamnet.files import InputError, read_json, write_json
 from csamnet.inference import load, predict, touching
@@ -156,7 +156,7 @@ def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RES
     stored.keep_real(folder / "run.json", card)
     about = {"data": card, "hardware": stored.hardware(device), "fingerprint": fresh}
     write_json(folder / "run.json", about | {"status": "done", "config": config.to_dict(), "parameters": 0})
-    samples, parts = load_split(root, config.dataset, "test"), get_subsets(config.dataset)
+    samples, parts = load_split(root, config.dataset, "test"), get_dataset(config.dataset, root).subsets
     measured = measure(otsu_haematoxylin, samples, config, parts)
     write_evaluation(folder / "test", measured, config, about | {"seen": 0})
     return folder
@@ -199,11 +199,10 @@ def views_by_method(runs: Mapping[str, Sequence[Path]], root: Path, device: str 
     if name not in samples:
         mend = "name the data that the runs were measured on: root"
         raise InputError("a test image is not there", path=Path(root) / config.dataset, expected=name, mend=mend)
-    sample = samples[name]
     for model, folders in runs.items():
         predict = otsu_haematoxylin if model == "Otsu" else predictor(*load_run(folders[0], device))
         dice = read_images(folders[0]).set_index("name")["dice"][name]
-        views[model] = View.of(sample, predict(sample.image()), config.threshold, dice)
+        views[model] = _view(samples[name], predict, read_config(folders[0]), dice)
     return views
 
 
@@ -252,7 +251,12 @@ def ranked_views(folder: Path, root: Path, device: str = "auto", most: int = 16)
     predict, samples = predictor(model, config), {s.name: s for s in load_split(root, config.dataset, "test")}
     ranked = read_images(folder).sort_values("dice")
     rows = ranked.iloc[spread(len(ranked), most)].itertuples()
-    return [View.of(one := samples[row.name], predict(one.image()), config.threshold, row.dice) for row in rows]
+    return [_view(samples[row.name], predict, config, row.dice) for row in rows]
+
+
+def _view(sample: Sample, predict: Callable, config: RunConfig, dice: float) -> View:
+    """A test image with what is compared with its annotation."""
+    return View.of(sample, as_annotated(predict(sample.image()), config), config.threshold, dice)
 
 
 def unannotated_views(samples: Sequence[Sample], weights: str, device: str = "auto") -> list[View]:

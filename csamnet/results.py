@@ -14,7 +14,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from csamnet.config import MODELS, RunConfig, make_config
+from csamnet.config import MODELS, RunConfig, stored_config
 from csamnet.files import InputError, read_json, sha256_file, sha256_json
 from csamnet.paths import RESULTS, SAMPLE_TREES
 
@@ -143,7 +143,7 @@ def read_config(folder: Path | str) -> RunConfig:
     """The configuration of a run. Raises InputError where its run.json is damaged or from another version."""
     run = read_run(folder)
     try:
-        return make_config(**run["config"])
+        return stored_config(run["config"])
     except (TypeError, InputError) as error:
         path, mend = Path(folder) / "run.json", "move the folder out of the results"
         raise InputError("the configuration of a run cannot be used", path=path, found=error, mend=mend) from None

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from csamnet.config import RunConfig
 from csamnet.data import Sample, load_split, restained
 from csamnet.datasets import get_dataset
 from csamnet.evaluate import finite, known_images, load_run, measure, predictor
@@ -101,12 +102,20 @@ def robustness(
     rows = _done(out, fresh, wanted)
     about = {"data": card, "hardware": hardware(next(model.parameters()).device), "run": run, "fingerprint": fresh}
     for change, factor in wanted[len(rows) :]:
-        found = measure(predict, [Changed(sample, change, factor) for sample in samples], config, {})
+        found = measure(
+            predict, [Changed(sample, change, factor) for sample in samples], _joined(config, change, factor), {}
+        )
         pooled = pool(found.rows, found.histograms[""])
         rows.append({"change": change, "factor": factor} | {key: finite(pooled[key]) for key in MEASURES})
         write_json(out, about | {"rows": rows, "n": len(samples)})
         on_change(len(rows), len(wanted))
     return out
+
+
+def _joined(config: RunConfig, change: str, factor: float) -> RunConfig:
+    """The configuration for images of which `factor` pixels are one: their annotation is off by less of these."""
+    size = factor if change == "coarser" else 1
+    return replace(config, offset_x=config.offset_x / size, offset_y=config.offset_y / size)
 
 
 def _done(path: Path, fresh: str, wanted: list[tuple[str, float]]) -> list[dict]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from skimage.color import rgb2hed
+from tiny import ALIGNED
 
 from csamnet import data
 from csamnet.config import RunConfig, make_config
@@ -17,7 +18,7 @@ from csamnet.data import HED, Atlas, load_split, to_input
 from csamnet.files import InputError
 
 CPU = torch.device("cpu")
-PLAIN = make_config("sample", tile=128, scale=1.0, stain=0.0, colour=0.0, blur=0.0)
+PLAIN = make_config("sample", tile=128, scale=1.0, stain=0.0, colour=0.0, blur=0.0, **ALIGNED)
 
 
 @dataclass
@@ -103,7 +104,9 @@ def test_mask_stays_on_the_image_under_zoom():
     rng = np.random.default_rng(0)
     truth = np.kron(rng.random((40, 40)) < 0.5, np.ones((7, 7), bool))
     picture = Picture(np.repeat(255 * truth[..., None], 3, -1).astype(np.uint8), truth)
-    pixels, masks = draw(atlas(picture), make_config("sample", tile=128, scale=2.0, stain=0, colour=0, blur=0))
+    pixels, masks = draw(
+        atlas(picture), make_config("sample", tile=128, scale=2.0, stain=0, colour=0, blur=0, **ALIGNED)
+    )
     red = pixels[..., 0]
     clear = (red < 1e-3) | (red > 255 - 1e-3)  # all four neighbours are the same
     assert 0.5 < clear.mean() < 0.95
@@ -113,7 +116,7 @@ def test_mask_stays_on_the_image_under_zoom():
 
 def test_zoom_is_log_uniform_within_its_bounds():
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 256, 0).repeat(3, -1)
-    config = make_config("sample", tile=128, scale=1.5, stain=0, colour=0, blur=0)
+    config = make_config("sample", tile=128, scale=1.5, stain=0, colour=0, blur=0, **ALIGNED)
     pixels, _ = draw(atlas(Picture(ramp, np.zeros((256, 256), bool))), config, batch=150)
     centre = pixels[:, 62:66, 62:66, 0]
     along, across = (np.abs(np.diff(centre, axis=axis)).mean((1, 2)) for axis in (1, 2))
@@ -135,7 +138,7 @@ def test_memory_mapped_is_the_same(tmp_path):
 def test_images_of_different_sizes_do_not_run_into_each_other():
     values = {40: (300, 200), 130: (140, 150), 250: (90, 61), 200: (1, 1), 90: (1, 300)}
     pictures = [plain(value, *size) for value, size in values.items()]
-    pixels, masks = draw(atlas(*pictures), make_config("sample", stain=0, colour=0, blur=0), batch=200)
+    pixels, masks = draw(atlas(*pictures), make_config("sample", stain=0, colour=0, blur=0, **ALIGNED), batch=200)
     assert np.ptp(pixels, axis=(1, 2, 3)).max() < 1e-3
     seen = pixels[:, 0, 0, 0].round().astype(int)
     assert np.array_equal(masks, np.broadcast_to((seen > 127)[:, None, None], masks.shape))
@@ -161,7 +164,7 @@ def test_foreground_sampling_centres_on_foreground():
     truth[[3, 150, 299], [7, 210, 299]] = True
     picture = Picture(np.zeros((300, 300, 3), np.uint8), truth)
     for fraction, expected in ((1.0, 1.0), (0.5, 0.5), (0.0, 0.0)):
-        config = make_config("sample", tile=128, foreground=fraction, scale=1.0)
+        config = make_config("sample", tile=128, foreground=fraction, scale=1.0, **ALIGNED)
         _, masks = draw(atlas(picture), config, batch=100)
         assert masks[:, 63:65, 63:65].any((1, 2)).mean() == pytest.approx(expected, abs=0.15)
     empty = Picture(picture.pixels, np.zeros_like(truth))

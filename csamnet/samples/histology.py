@@ -17,6 +17,7 @@ from scipy.io import savemat
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 from skimage.draw import polygon
 
+from csamnet.datasets import DATASETS
 from csamnet.images import write_image
 from csamnet.samples.tissue import LOOKS, MPP, STAINS, TEST, TRAIN, Look, Rng, area, paint
 
@@ -32,6 +33,9 @@ MELANOMA = {
     "metastatic": Look("skin", 52, 17, 0.5, cover=0.85, wall=0.25, dye=(0.4, 0.55), torn=0.01, tall=1.3),
 }
 MELANIN = np.array([0.5, 0.75, 0.95])  # optical density in red, green, blue
+
+ANNOTATED = np.array([DATASETS["MoNuSeg"].recipe[f"offset_{axis}"] for axis in "xy"])
+"""Where the outlines of MoNuSeg and Kumar lie beside the nuclei; see `csamnet.alignment`."""
 
 
 def aperio(outlines: list[np.ndarray]) -> bytes:
@@ -81,7 +85,7 @@ def _outlined(
     name = f"SAMPLE-{organ}-{first + i - 5 * again:04d}-01Z-00-DX{1 + again}"
     image, nuclei = paint(np.random.default_rng(seed), LOOKS[organ], STAINS[stains[i % len(stains)]], size)
     tifffile.imwrite(images / f"{name}.tif", image, photometric="rgb", compression="lzw", metadata=None)
-    (xml / f"{name}.xml").write_bytes(aperio(nuclei))
+    (xml / f"{name}.xml").write_bytes(aperio([outline + ANNOTATED for outline in nuclei]))
 
 
 def cpm17(folder: Path, seed: int, *, train: int = 6, test: int = 4, size: int = 256) -> None:
