@@ -19,6 +19,8 @@ REASONS = {
     "turns": "only left and right are swapped: depth goes downwards",
     "foreground": "share of crops centred on a target, which is rare",
     "tile": "pixels of a crop",
+    "offset_x": "pixels by which the annotation lies to the right of what it outlines",
+    "offset_y": "and below",
 }
 """Why a data set's recipe departs from the usual one."""
 

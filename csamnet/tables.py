@@ -214,9 +214,10 @@ def runs_measured(results: Path | str | None = None) -> str:
         if run["data"]["kind"] == "real" and "wall_s" in run:
             images, steps = f"{config.images or run['data']['counts']['train']:,}", f"{config.steps:,}"
             names = [config.dataset, config.model, config.profile, str(config.seed)]
-            rows.append([*names, images, steps, duration(run["wall_s"]), place(run["hardware"])])
-    head = ["data set", "network", "profile", "seed", "training images", "steps", "time", "trained on"]
-    return markdown(head, rows, "seed,training images,steps,time")
+            offset = f"{config.offset_x:g}, {config.offset_y:g}"
+            rows.append([*names, images, steps, offset, duration(run["wall_s"]), place(run["hardware"])])
+    head = ["data set", "network", "profile", "seed", "training images", "steps", "offset", "time", "trained on"]
+    return markdown(head, rows, "seed,training images,steps,offset,time")
 
 
 def _rows(name: str, found: list[dict], paper: dict, origin: str) -> list[list[str]]:
@@ -329,7 +330,10 @@ def recipe(config: RunConfig) -> str:
     return (
         f"**{config.model}**, profile *{config.profile}*, seed {config.seed}: {config.epochs} epochs of "
         f"{config.steps_per_epoch} steps, each on {config.batch} crops of {config.tile} × {config.tile} "
-        f"pixels; AdamW with a learning rate of up to {config.lr:g}."
+        f"pixels; AdamW with a learning rate of up to {config.lr:g}"
+        + f", planned for {config.planned:,} steps" * (config.planned > config.steps)
+        + f"; masks read {config.offset_x:g}, {config.offset_y:g} pixels off" * bool(config.offset_x or config.offset_y)
+        + "."
     )
 
 

@@ -147,7 +147,7 @@ def train_epoch(learner: Learner, epoch: int, on_step: Callable[[int, int], None
     for step in range(first, first + config.steps_per_epoch):
         generator = seed_step(config.seed, step, fabric)
         images, target = atlas.crops(config, config.batch // fabric.world_size, generator)
-        drop_rate = network.advance(step / config.steps)
+        drop_rate = network.advance(step / config.planned)
         lr = set_learning_rate(optimizer, config, step)
 
         logits = model(images.contiguous(memory_format=torch.channels_last))
@@ -202,8 +202,8 @@ def seed_step(seed: int, step: int, fabric: Fabric) -> torch.Generator:
 
 def set_learning_rate(optimizer, config: RunConfig, step: int) -> float:
     """Linear warm-up, then half a cosine to zero."""
-    warm = max(1, round(config.warmup * config.steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
+    warm = max(1, round(config.warmup * config.planned))
+    cosine = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.planned - warm)))
     lr = config.lr * ((step + 1) / warm if step < warm else cosine)
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,9 @@ def test_reading_results_does_not_import_torch():
 
 def test_profiles_and_changes():
     assert make_config().profile == "paper"
-    assert make_config("cpu").steps == 4000
+    cpu = make_config("cpu")
+    assert (cpu.steps, cpu.planned) == (1200, 4000)
+    assert replace(cpu, schedule=3).planned == cpu.steps, "a plan is not shorter than what is run"
     assert make_config("short").steps == 800
     for profile in configurations.PROFILES:
         config = make_config(profile)

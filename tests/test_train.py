@@ -287,6 +287,12 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_bits(whole, tree, tmp_pa
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
 
+def test_the_beginning_of_a_longer_plan_is_what_it_would_have_been(whole, tree, tmp_path):
+    part = train(replace(CONFIG, epochs=2, schedule=3), tree, results=tmp_path, device="cpu")
+    table = history(whole)[:2].drop(columns=CLOCK)
+    pd.testing.assert_frame_equal(history(part).drop(columns=CLOCK), table, check_exact=True)
+
+
 def test_another_seed_is_another_run(tree, tmp_path):
     one, other = (
         tensors(train(settings(epochs=1, steps_per_epoch=1, seed=seed), tree, results=tmp_path, device="cpu"))
