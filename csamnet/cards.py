@@ -20,7 +20,7 @@ REASONS = {
     "foreground": "share of crops centred on a target, which is rare",
     "tile": "pixels of a crop",
     "offset_x": "pixels by which the annotation lies to the right of what it outlines",
-    "offset_y": "and below",
+    "offset_y": "pixels by which it lies below that",
 }
 """Why a data set's recipe departs from the usual one."""
 

@@ -113,9 +113,11 @@ def robustness(
 
 
 def _joined(config: RunConfig, change: str, factor: float) -> RunConfig:
-    """The configuration for images of which `factor` pixels are one: their annotation is off by less of these."""
-    size = factor if change == "coarser" else 1
-    return replace(config, offset_x=config.offset_x / size, offset_y=config.offset_y / size)
+    """The configuration for images of `factor` pixels joined, whose truth is that of the one right after the middle."""
+    if change != "coarser":
+        return config
+    x, y = ((offset - 0.5) / factor for offset in (config.offset_x, config.offset_y))
+    return replace(config, offset_x=x, offset_y=y)
 
 
 def _done(path: Path, fresh: str, wanted: list[tuple[str, float]]) -> list[dict]:

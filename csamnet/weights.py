@@ -54,7 +54,8 @@ def ship(folder: Path | str, root: Path | str, out: Path | str = WEIGHTS, *, dev
     text = weights_card(folder, entry, change, sum(value.nbytes for value in state.values()), groups)
     with atomic(path.with_suffix(".md")) as about, atomic(path) as tensors:  # both, or none
         about.write_text(text, encoding="utf-8")
-        save_weights(state, tensors, config=json.dumps(config.to_dict()), mpp=json.dumps(entry.mpp), run=run,
+        settings = config.to_dict() | {"precision": "auto"}  # that of the training's device is not everybody's
+        save_weights(state, tensors, config=json.dumps(settings), mpp=json.dumps(entry.mpp), run=run,
                      stain=json.dumps(model.stain))  # fmt: skip
     return path
 
