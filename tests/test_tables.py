@@ -171,6 +171,6 @@ def test_trainings_on_real_images_are_told_with_their_time(tmp_path):
         write_json(run_folder(config, tmp_path) / "run.json", run | about)
     rows = tables.runs_measured(tmp_path).splitlines()[2:]
     assert sorted(rows) == [
-        "| MoNuSeg | CSAMNet-S | short | 0 | 24 | 800 | 90 min | H100 |",
-        "| MoNuSeg | CSAMNet-S | short | 0 | 4 | 800 | 90 min | H100 |",
+        "| MoNuSeg | CSAMNet-S | short | 0 | 24 | 800 | 0.6, 0.3 | 90 min | H100 |",
+        "| MoNuSeg | CSAMNet-S | short | 0 | 4 | 800 | 0.6, 0.3 | 90 min | H100 |",
     ]

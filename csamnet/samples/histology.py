@@ -85,7 +85,7 @@ def _outlined(
     name = f"SAMPLE-{organ}-{first + i - 5 * again:04d}-01Z-00-DX{1 + again}"
     image, nuclei = paint(np.random.default_rng(seed), LOOKS[organ], STAINS[stains[i % len(stains)]], size)
     tifffile.imwrite(images / f"{name}.tif", image, photometric="rgb", compression="lzw", metadata=None)
-    (xml / f"{name}.xml").write_bytes(aperio([outline + ANNOTATED for outline in nuclei]))
+    (xml / f"{name}.xml").write_bytes(aperio([np.minimum(outline + ANNOTATED, size - 1) for outline in nuclei]))
 
 
 def cpm17(folder: Path, seed: int, *, train: int = 6, test: int = 4, size: int = 256) -> None:
