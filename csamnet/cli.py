@@ -117,10 +117,10 @@ def offset(
 
     name = get_dataset(name, root).name
     (right, down, images), used = typical_offset(load_split(root, name, split)), make_config(dataset=name)
-    console.print(f"{name}, {split}: the annotation lies {right:+.2f} pixels to the right, {down:+.2f} down "
-                  f"(median of {images} images)", soft_wrap=True)  # fmt: skip
-    console.print(f"in use: offset_x {used.offset_x:g}, offset_y {used.offset_y:g}; csamnet train {name} --set "
-                  "offset_x=... --set offset_y=... takes others", soft_wrap=True)  # fmt: skip
+    lies = f"the annotation lies {right:+.2f} pixels to the right, {down:+.2f} down (median of {images} images)"
+    change = f"csamnet train {name} --set offset_x=... --set offset_y=... takes others"
+    use = f"in use: offset_x {used.offset_x:g}, offset_y {used.offset_y:g}; {change}"
+    console.print(f"{name}, {split}: {lies}\n{use}", soft_wrap=True)
 
 
 @command

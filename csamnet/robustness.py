@@ -116,8 +116,7 @@ def _joined(config: RunConfig, change: str, factor: float) -> RunConfig:
     """The configuration for images of `factor` pixels joined, whose truth is that of the one right after the middle."""
     if change != "coarser":
         return config
-    x, y = ((offset - 0.5) / factor for offset in (config.offset_x, config.offset_y))
-    return replace(config, offset_x=x, offset_y=y)
+    return replace(config, offset_x=(config.offset_x - 0.5) / factor, offset_y=(config.offset_y - 0.5) / factor)
 
 
 def _done(path: Path, fresh: str, wanted: list[tuple[str, float]]) -> list[dict]:
