@@ -21,7 +21,7 @@ from csamnet.terminal import app, bar, command, console
 __all__ = ["app"]
 
 Root = Annotated[Path, typer.Option(help="Folder of the prepared data sets.", show_default="data/prepared")]
-STEPS = "Budget: paper (30,000 steps, for a GPU), cpu (1,200), short (800), brief (300), sample (120)."
+STEPS = "Budget: paper (30,000 steps, for a GPU), cpu and cpu-refit (1,200), short (800), brief (300), sample (120)."
 
 
 @command
@@ -164,10 +164,8 @@ def _setting(text: str) -> tuple[str, object]:
 
 def epoch_line(row: dict) -> str:
     """One line for an epoch: `epoch  3  loss 0.512  val mIoU 71.20 %  AP 0.8123  45 images/s`."""
-    return (
-        f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  val mIoU {100 * row['val_miou']:5.2f} %  "
-        f"AP {row['val_ap']:.4f}  {row['images_per_s']:.0f} images/s"
-    )
+    scores = f"val mIoU {100 * row['val_miou']:5.2f} %  AP {row['val_ap']:.4f}  " * (row["val_miou"] == row["val_miou"])
+    return f"epoch {row['epoch']:3d}  loss {row['loss']:.3f}  {scores}{row['images_per_s']:.0f} images/s"
 
 
 @command

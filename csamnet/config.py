@@ -72,6 +72,7 @@ class RunConfig:
     steps_per_epoch: int = 100
     schedule: int = 0  # epochs that learning rate and DropBlock are planned for, where these are more than are run
     images: int = 0  # how many of the training images are used, for a learning curve; 0 is all
+    refit: bool = False  # learn from the validation images too; none chooses then, and the last epoch is kept
     batch: int = 8  # crops a step, over all devices
     tile: int = 256  # pixels; also the tile of inference
     # optimiser
@@ -147,12 +148,14 @@ class RunConfig:
 PROFILES: dict[str, dict] = {
     "paper": {},
     "cpu": {"epochs": 6, "steps_per_epoch": 200, "schedule": 20},
+    "cpu-refit": {"epochs": 6, "steps_per_epoch": 200, "schedule": 20, "refit": True},
     "short": {"epochs": 8, "lr": 2e-3, "ema": 0.99},
     "brief": {"epochs": 3, "tile": 128, "lr": 2e-3, "ema": 0.98, "overlap": 0.25, "val_overlap": 0.0},
     "sample": {"model": "CSAMNet-XS", "epochs": 3, "steps_per_epoch": 40, "batch": 4, "tile": 128, "lr": 6e-3,
                "warmup": 0.15, "clip": 10.0, "ema": 0.9, "precision": "fp32", "overlap": 0.25, "val_overlap": 0.0},
 }  # fmt: skip
-"""`paper`: the full budget, for a GPU. `cpu`: the first 1,200 of a plan of 4,000, for a patient CPU. `short`: 800.
+"""`paper`: the full budget, for a GPU. `cpu`: the first 1,200 of a plan of 4,000, for a patient CPU.
+`cpu-refit`: the same from training and validation images, with nothing left to choose. `short`: 800.
 `brief`: 300 of smaller crops, for networks of ten times the work. `sample`: a minute, for look-alike data."""
 
 

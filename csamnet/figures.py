@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -218,31 +219,43 @@ def object_statistics(
 
 @drawn
 def history(table: pd.DataFrame, source: str) -> Figure:
-    """Training loss, validation scores with the epoch that was kept, and the two schedules, over epochs."""
-    epoch, best, marker = table["epoch"], int(table["val_miou"].idxmax()), "." if len(table) <= 30 else ""
-    kept = f"kept: epoch {epoch[best]}, mIoU {show('miou', table['val_miou'][best])}"
+    """Training loss, validation scores with the epoch that was kept, and the two schedules, over epochs.
+
+    Where all images were learned from there are no validation scores, and the last epoch was kept.
+    """
+    epoch, marker, chosen = table["epoch"], "." if len(table) <= 30 else "", any(table["val_miou"].notna())
+    best = int(table["val_miou"].idxmax()) if chosen else len(table) - 1
+    how = f"mIoU {show('miou', table['val_miou'][best])}" if chosen else "the last"
+    kept = f"kept: epoch {epoch[best]}, {how}"
     ends = f"from {table['loss'].iloc[0]:.2f} to {table['loss'].iloc[-1]:.2f}"
-    alt = f"Training loss, {ends}, validation scores and schedules over {len(table)} epochs; {kept}."
-    figure, axes = panels(alt, 5, source, 3, 1, sharex=True, height_ratios=[2, 2, 1])
-    loss, scores, rates = axes[:, 0]
+    alt = f"Training loss, {ends}, {'validation scores ' * chosen}and schedules over {len(table)} epochs; {kept}."
+    heights = [2, *[2] * chosen, 1]
+    figure, axes = panels(alt, sum(heights), source, len(heights), 1, sharex=True, height_ratios=heights)
+    loss, *scores, rates = axes[:, 0]
     parts = {"loss": ("loss", BLACK), "loss_ce": ("cross-entropy", BLUE), "loss_dice": ("Dice loss", ORANGE)}
     for key, (label, colour) in parts.items():
         loss.plot(epoch, table[key], marker=marker, color=colour, label=label)
-    for key, colour in {"miou": VERMILLION, "dice": BLUE, "ap": GREEN}.items():
-        scores.plot(epoch, table[f"val_{key}"], marker=marker, color=colour, label=TITLES[key])
+    for ax in scores:
+        _validation(ax, table, marker)
     for key, (label, colour) in {"lr": ("learning rate", PURPLE), "drop_rate": ("drop rate", GREEN)}.items():
         top = table[key].max()
         rates.plot(epoch, table[key] / (top or 1), marker=marker, color=colour, label=f"{label}, up to {top:.2g}")
-    settled = table[["val_miou", "val_dice", "val_ap"]].iloc[len(table) // 4 :]
     loss.set(ylabel="training loss", ylim=(0, None))
-    scores.set(ylabel="validation score", ylim=(max(0, settled.min(axis=None) - 0.08), None))
     rates.set(xlabel="epoch", ylabel="share of top", ylim=(-0.05, 1.1))
     rates.xaxis.get_major_locator().set_params(integer=True)
-    for ax in (loss, scores, rates):
-        label = kept if ax is scores else None
+    for ax in axes[:, 0]:
+        label = kept if ax is (scores or [loss])[0] else None
         ax.axvline(epoch[best], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
         ax.legend(ncols=4, loc="lower left", bbox_to_anchor=(-0.01, 1), borderaxespad=0.1, columnspacing=1.2)
     return figure
+
+
+def _validation(ax: Axes, table: pd.DataFrame, marker: str) -> None:
+    """The validation scores over epochs, from where the later ones lie."""
+    for key, colour in {"miou": VERMILLION, "dice": BLUE, "ap": GREEN}.items():
+        ax.plot(table["epoch"], table[f"val_{key}"], marker=marker, color=colour, label=TITLES[key])
+    settled = table[["val_miou", "val_dice", "val_ap"]].iloc[len(table) // 4 :]
+    ax.set(ylabel="validation score", ylim=(max(0, settled.min(axis=None) - 0.08), None))
 
 
 # -------------------------------------------------------------------------------------- whole data set

@@ -17,7 +17,7 @@ from csamnet.evaluate import evaluate
 from csamnet.files import InputError
 from csamnet.measured import MEASURES
 from csamnet.notebooks import checked, notebook_config, notebook_runs, prepared, run_model
-from csamnet.results import find_runs, read_config, read_run, read_summary, share_told
+from csamnet.results import find_runs, images_learned, read_config, read_run, read_summary, share_told
 from csamnet.robustness import Changed, changes_for, read_robustness, robustness
 from csamnet.tables import KINDS, TITLES, markdown, show
 
@@ -88,7 +88,7 @@ def curve_table(folders: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for folder in folders:
         config, run, pooled = read_config(folder), read_run(folder), read_summary(folder)["pooled"]
-        place = {"images": config.images or run["data"]["counts"]["train"], "seed": config.seed}
+        place = {"images": images_learned(run), "seed": config.seed}
         rows.append(place | {"val_miou": run["best_val_miou"]} | {key: pooled[key] for key in MEASURES})
     return pd.DataFrame(rows).astype(dict.fromkeys(MEASURES, float)).sort_values(["images", "seed"], ignore_index=True)
 

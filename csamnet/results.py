@@ -86,6 +86,12 @@ def data_card(root: Path | str, dataset: str) -> dict:
     return {key: card[key] for key in keys}
 
 
+def images_learned(run: dict) -> int:
+    """From how many images a run has learned, by its `run.json`."""
+    counts, config = run["data"]["counts"], run["config"]
+    return config.get("images") or counts["train"] + counts["val"] * config.get("refit", False)
+
+
 def read_run(folder: Path | str) -> dict:
     """A run's `run.json`. Raises InputError where the folder is no run."""
     path = Path(folder) / "run.json"

@@ -12,7 +12,7 @@ from csamnet.config import RunConfig
 from csamnet.datasets import get_dataset
 from csamnet.measured import MEASURES
 from csamnet.paths import PUBLISHED, RESULTS
-from csamnet.results import find_runs, read_config, read_run, read_summary
+from csamnet.results import find_runs, images_learned, read_config, read_run, read_summary
 
 KINDS = {"real": "measured on real data", "sample": "sample data"}
 """What is said of a number, by the kind of its data."""
@@ -212,7 +212,7 @@ def runs_measured(results: Path | str | None = None) -> str:
     for folder in find_runs(results or RESULTS, images=None):
         run, config = read_run(folder), read_config(folder)
         if run["data"]["kind"] == "real" and "wall_s" in run:
-            images, steps = f"{config.images or run['data']['counts']['train']:,}", f"{config.steps:,}"
+            images, steps = f"{images_learned(run):,}", f"{config.steps:,}"
             names = [config.dataset, config.model, config.profile, str(config.seed)]
             offset = f"{config.offset_x:g}, {config.offset_y:g}"
             rows.append([*names, images, steps, offset, duration(run["wall_s"]), place(run["hardware"])])
@@ -373,6 +373,7 @@ def provenance(run: dict, summary: dict) -> str:
     """Where a page's numbers come from: data, code, hardware, time and versions, as a Markdown table."""
     hashes = [f"`{about['data']['manifest_sha256'][:16]}…`" for about in (run, summary)]
     speed, words = f"{run['images_per_s']:g} crops a second", {"True": "yes", "False": "no"}
+    chosen = "the last, as planned" if run["best_val_miou"] is None else "by validation mIoU"
     rows = {
         "data": f"{run['data']['name']}, {KINDS[run['data']['kind']]}",
         "manifest, sha256": hashes[0] + f"; where it was measured, {hashes[1]}" * (hashes[0] != hashes[1]),
@@ -382,7 +383,7 @@ def provenance(run: dict, summary: dict) -> str:
         "training": f"{duration(run['wall_s'])}, {speed}, precision {run['precision']}",
         "memory at most": f"{run['peak_memory_mb']:,.0f} MiB",
         "parameters": f"{run['parameters']:,}",
-        "epoch kept": f"{run['best_epoch']} of {run['config']['epochs']}, by validation mIoU",
+        "epoch kept": f"{run['best_epoch']} of {run['config']['epochs']}, {chosen}",
         "evaluated on": place(summary["hardware"]),
         "evaluation": ", ".join(f"{key} {words.get(str(value), value)}" for key, value in summary["settings"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in run["libraries"].items()),

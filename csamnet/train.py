@@ -31,7 +31,7 @@ from csamnet import results as runs
 from csamnet.config import RunConfig
 from csamnet.data import Atlas, Sample, draw_images, load_split, stain_wanted, typical_stain
 from csamnet.datasets import Dataset, get_dataset
-from csamnet.evaluate import autocast, build_model, pick_device, pick_precision, validate, validation_scores
+from csamnet.evaluate import autocast, build_model, finite, pick_device, pick_precision, validate, validation_scores
 from csamnet.files import InputError, write_csv, write_json
 from csamnet.losses import segmentation_loss
 from csamnet.model import read_about, save_weights
@@ -90,9 +90,11 @@ class Learner(NamedTuple):
 
 
 def load_samples(config: RunConfig, root: Path | str) -> dict[str, list[Sample]]:
-    """Training and validation images. Raises InputError where no epoch could be chosen on the latter."""
+    """Images to learn from and to choose on. Raises InputError where no epoch could be chosen on the latter."""
     samples = {split: load_split(root, config.dataset, split) for split in ("train", "val")}
-    if not any(sample.mask().any() for sample in samples["val"]):
+    if config.refit:
+        samples = {"train": samples["train"] + samples["val"], "val": []}
+    elif not any(sample.mask().any() for sample in samples["val"]):
         raise InputError("the epoch to keep cannot be chosen", path=Path(root) / config.dataset,
                          found="validation images without foreground")  # fmt: skip
     return samples | {"train": draw_images(samples["train"], config.images, config.seed)}
@@ -305,8 +307,9 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def best_epoch(history: list[dict]) -> int:
-    """The first epoch, counted from 1, with the highest validation mIoU; one where it is undefined comes last."""
-    return 1 + int(np.argmax(np.nan_to_num([row["val_miou"] for row in history], nan=-1)))
+    """The first epoch, counted from 1, with the highest validation mIoU; where it is undefined in all, the last."""
+    scores = np.array([row["val_miou"] for row in history])
+    return len(history) if np.isnan(scores).all() else 1 + int(np.nanargmax(scores))
 
 
 def write_run(folder: Path, learner: Learner, card: dict, fresh: str) -> None:
@@ -334,6 +337,6 @@ def end_run(folder: Path, fabric: Fabric, history: list[dict]) -> None:
         "images_per_s": round(float(np.median([row["images_per_s"] for row in history])), 2),
         "peak_memory_mb": round(runs.peak_memory_mb(fabric.device), 1),
         "best_epoch": best,
-        "best_val_miou": history[best - 1]["val_miou"],
+        "best_val_miou": finite(history[best - 1]["val_miou"]),
     }
     write_json(folder / "run.json", runs.read_run(folder) | about)

@@ -107,7 +107,7 @@ def test_predict_writes_five_files_an_image(weights, tmp_path):
     ("arguments", "said"),
     [
         (["train", "MoNuSegg"], "MoNuSeg"),
-        (["train", "PUMA"], "PUMA"),
+        (["train", "PUMA", "--root", "nowhere"], "PUMA"),
         (["train", "MoNuSeg", "--model", "CSAMNet-SS"], "did you mean 'CSAMNet-"),
         (["train", "MoNuSeg", "--profile", "papr"], "did you mean 'paper'"),
         (["train", "MoNuSeg", "--set", "lrr=1"], "did you mean 'lr'"),
@@ -124,7 +124,7 @@ def test_predict_writes_five_files_an_image(weights, tmp_path):
         (["predict", "x.png", "--out", "o", "--weights", "nowhere.safetensors"], "no weights"),
         (["train", "MoNuSeg", "--set", "epochs=1.5"], "epochs cannot be used"),
         (["train", "MoNuSeg", "--set", "tta=yes"], "tta cannot be used"),
-        (["train", "MoNuSeg", "--set", "dataset=CPM"], "MoNuSeg/dataset.json"),
+        (["train", "MoNuSeg", "--set", "dataset=CPM", "--root", "nowhere"], "MoNuSeg/dataset.json"),
         (["predict", "x.png", "--out", "o", "--weights", "MoNuSegg"], "no weights of this name"),
         (["train", "MoNuSeg", "--set", f"lr={'[' * 100_000}"], "lr cannot be used"),
         (["notebook", "nowhere.ipynb", "o.ipynb"], "no such notebook"),

@@ -115,6 +115,7 @@ def draw(views, per_image, curve, samples):
         "object_statistics": lambda: figures.object_statistics(objects, contrast, SAMPLE, "µm"),
         "other_words": lambda: figures.object_statistics(objects, contrast, SAMPLE, "px", "grey value", LESION),
         "history": lambda: figures.history(history(), SAMPLE),
+        "refit": lambda: figures.history(history().assign(val_miou=np.nan, val_dice=np.nan, val_ap=np.nan), SAMPLE),
         "pr_roc": lambda: figures.pr_roc([curve, curve], [pooled, pooled], REAL, paper=paper),
         "over_thresholds": lambda: figures.over_thresholds(curve, SAMPLE),
         "paper_against_ours": lambda: figures.paper_against_ours(tables.published("MoNuSeg"), ours, "CSAMNet-S", REAL),
@@ -162,7 +163,7 @@ def models_curves(curve: pd.DataFrame, *names: str):
     return figures.pr_roc_models(curves, scores, SAMPLE)
 
 
-NAMES = ("image_sheet", "object_statistics", "history", "pr_roc", "over_thresholds", "paper_against_ours")
+NAMES = ("image_sheet", "object_statistics", "history", "refit", "pr_roc", "over_thresholds", "paper_against_ours")
 NAMES += ("per_image", "kinds_of_error", "best_and_worst", "worst_places", "predictions", "other_words")
 NAMES += ("reliability", "by_size", "changed_images", "robustness", "learning_curve")
 NAMES += ("comparison", "pr_roc_models", "cost", "cost_of_parts", "ablation", "visual", "architecture")
@@ -226,6 +227,10 @@ def test_history_marks_the_epoch_that_was_kept(draw):
     assert "kept: epoch 3, mIoU 80.00 %" in words(figure)
     assert [ax.lines[-1].get_xdata()[0] for ax in figure.axes] == [3, 3, 3]
     assert "kept: epoch 1" in words(figures.history(history(best=1, epochs=1), SAMPLE))
+    refit = draw["refit"]()
+    assert "kept: epoch 5, the last" in words(refit)
+    assert "validation" not in words(refit) + refit.get_label()
+    assert [ax.lines[-1].get_xdata()[0] for ax in refit.axes] == [5, 5]
 
 
 def test_the_papers_scores_are_written_and_never_drawn(draw, curve):

@@ -28,6 +28,7 @@ from torch.optim.swa_utils import update_bn
 
 from csamnet import results
 from csamnet import train as module
+from csamnet.cli import epoch_line
 from csamnet.data import Atlas, draw_images, load_split, stain_of
 from csamnet.evaluate import (
     build_model,
@@ -41,8 +42,10 @@ from csamnet.losses import dice_loss, segmentation_loss
 from csamnet.model import CSAMNet
 from csamnet.notebooks import evaluate_otsu
 from csamnet.prepare import prepare
+from csamnet.results import images_learned
 from csamnet.train import (
     best_epoch,
+    load_samples,
     parameter_groups,
     recalibrate,
     seed_step,
@@ -567,7 +570,32 @@ def test_best_epoch_by_hand():
 
     assert best_epoch(rows(0.2, 0.5, 0.5, 0.4)) == 2
     assert best_epoch(rows(math.nan, 0.1, math.nan)) == 2
-    assert best_epoch(rows(math.nan, math.nan)) == 1
+    assert best_epoch(rows(math.nan, math.nan)) == 2, "the last, where there is nothing to choose by"
+
+
+def test_refit_learns_from_validation_images_and_keeps_the_last_epoch(tree, tmp_path, monkeypatch):
+    config, told, states, own = settings(epochs=2, steps_per_epoch=1, refit=True), [], [], module.score
+
+    def score(fabric, ema, samples, config):
+        states.append({key: value.clone() for key, value in ema.state_dict().items()})
+        return own(fabric, ema, samples, config)
+
+    monkeypatch.setattr(module, "score", score)
+    samples = load_samples(config, tree)
+    names = [sample.name for split in ("train", "val") for sample in load_split(tree, "MoNuSeg", split)]
+    assert ([sample.name for sample in samples["train"]], samples["val"]) == (names, [])
+    assert len(load_samples(settings(refit=True, images=3), tree)["train"]) == 3
+    folder = train(config, tree, results=tmp_path, device="cpu", on_epoch=told.append)
+    about, seen = json.loads((folder / "run.json").read_text()), json.loads((folder / "images.json").read_text())
+    assert (about["best_epoch"], about["best_val_miou"]) == (2, None)
+    assert sorted(seen["train"].values()) == sorted(names)
+    assert seen["val"] == {}
+    assert history(folder)[["val_miou", "val_dice", "val_ap"]].isna().all(axis=None)
+    assert images_learned(about) == len(names)
+    assert "val" not in epoch_line(told[0])
+    with pytest.raises(InputError, match="has learned from images that it is to be measured on"):
+        evaluate(folder, tree, split="val", device="cpu")
+    assert [same(tensors(folder), state) for state in states] == [False, True]
 
 
 def test_weights_of_the_best_epoch_are_kept(tree, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from csamnet.measured import BINS, MEASURES, read_evaluation, read_objects
 from csamnet.metrics import EDGES
 from csamnet.results import read_config
 from csamnet.robustness import changes_for
-from csamnet.tables import show_seeds
+from csamnet.tables import provenance, show_seeds
 from csamnet.weight_card import weaknesses, weights_card
 from csamnet.weights import NEAR, SAME, halved, ship
 
@@ -72,6 +72,21 @@ def test_half_precision_predicts_the_same_and_has_a_card(folder, tree, tmp_path)
               for model in (csamnet.load(folder, "cpu"), shipped)]  # fmt: skip
     assert f"changes the validation mIoU by {100 * abs(scores[1] - scores[0]):.4f} points" in text
     assert (SAME, NEAR) == (2e-4, 2e-3), "0.02 points, as the cards say"
+
+
+def test_a_run_that_had_nothing_to_choose_on_says_so(folder, tree, tmp_path):
+    """Its images are those of training and validation: four and one."""
+    copy = Path(shutil.copytree(folder, tmp_path / "MoNuSeg" / folder.name))
+    about = read_json(copy / "run.json")
+    counts = about["data"]["counts"]
+    write_json(copy / "run.json", about | {"best_val_miou": None, "config": about["config"] | {"refit": True}})
+    text = ship(copy, tree, tmp_path / "weights", device="cpu").with_suffix(".md").read_text()
+    assert f"{counts['train'] + counts['val']} images, those of validation among them" in text
+    assert "the last, as planned" in text
+    assert "best on validation" not in text
+    summary = read_json(copy / "test" / "summary.json")
+    assert ", by validation mIoU |" in provenance(about, summary)
+    assert ", the last, as planned |" in provenance(about | {"best_val_miou": None}, summary)
 
 
 def test_a_change_for_the_better_by_half_precision_is_a_change_too(folder, tree, tmp_path, monkeypatch):
