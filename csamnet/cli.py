@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import DownloadColumn
 from rich.table import Table
 
-from csamnet.cli_slide import Device, Normalise, Threshold, Weights, progress, slide
+from csamnet.cli_slide import Device, Normalise, Threshold, Tta, Weights, progress, slide
 from csamnet.config import RIVALS, SIZES, make_config
 from csamnet.files import InputError, read_json
 from csamnet.paths import DOWNLOADS, FIGURES, PREPARED, RESULTS, SAMPLES, WEIGHTS
@@ -176,6 +176,7 @@ def evaluate(
     on: Annotated[str | None, typer.Option(help="Another data set than the run's own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Measure images that it learned from, and mark it.")] = False,
     normalise: Normalise = None,
+    tta: Tta = False,
     device: Device = "auto",
 ):
     """Measure a trained network; write per_image.csv, curves.csv and summary.json beside its weights."""
@@ -186,8 +187,8 @@ def evaluate(
 
     other = get_dataset(on, root).name if on else None
     with bar(f"Evaluating {run.name} on {' '.join(filter(None, (other, split)))}") as tick:
-        folder = evaluate(run, root, split=split, dataset=other, force=force, normalise=normalise, device=device,
-                          on_image=tick)  # fmt: skip
+        folder = evaluate(run, root, split=split, dataset=other, force=force, normalise=normalise, tta=tta,
+                          device=device, on_image=tick)  # fmt: skip
     summary = read_summary(run, folder.name)
     kind = KINDS[summary["data"]["kind"]]
     kind += f"; it has learned from {summary['seen']} of these images" * bool(summary["seen"])
@@ -227,7 +228,7 @@ def predict(
     weights: Weights = "MoNuSeg",
     threshold: Threshold = None,
     mpp: Annotated[float | None, typer.Option(help="Micrometres a pixel of the images: see below.")] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average over the eight flips and turns.")] = False,
+    tta: Tta = False,
     normalise: Normalise = None,
     device: Device = "auto",
 ):

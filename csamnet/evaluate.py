@@ -216,20 +216,21 @@ def evaluate(
     dataset: str | None = None,
     force: bool = False,
     normalise: float | None = None,
+    tta: bool = False,
     device: str = "auto",
     on_image: Callable[[int, int], None] = lambda done, all_: None,
 ) -> Path:
     """Measure a run's weights on a split, of its own data set or of another; return the folder of the results.
 
-    Another `normalise` than the run's own has a folder of its own beside that.
+    Another `normalise` than the run's own, and `tta` where it has none, have a folder of their own beside that.
 
     Nothing is done where the same weights were measured on the same data by the same code. Raises InputError where
     the run has learned from one of the images, unless forced: then the summary tells how many. `on_image` is called
     with (done, all) after each image.
     """
     model, config = load_run(folder, device)
-    config = config if normalise is None else replace(config, normalise=normalise)
-    name, out = dataset or config.dataset, runs.measured_in(folder, dataset, split, normalise)
+    config = replace(config, normalise=config.normalise if normalise is None else normalise, tta=config.tta or tta)
+    name, out = dataset or config.dataset, runs.measured_in(folder, dataset, split, normalise, tta)
     config = config if name == config.dataset else replace(config, **annotation_of(name))
     card, samples = runs.data_card(root, name), load_split(root, name, split)
     seen = known_images(folder, samples, own=name == config.dataset, split=split, force=force)

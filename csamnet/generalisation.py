@@ -109,21 +109,22 @@ def elsewhere(folder: Path) -> str:
     return markdown(head, rows, "images") if len(rows) > 1 else ""
 
 
-def normalised(dataset: str, results: Path) -> str:
-    """What runs on a data set, or on some of its organs, reached with real images normalised and not, in Markdown.
+def used_otherwise(dataset: str, results: Path) -> str:
+    """What runs on a data set, or on some of its organs, reached with real images normalised or in eight views.
 
-    Of each evaluation (`test`, `val`, `PUMA-test`) that there is with another share too, as `test-normalise1`.
+    In Markdown. Of each evaluation (`test`, `val`, `PUMA-test`) that there is otherwise too, as `test-normalise1-tta`.
     """
-    paths, rows = Path(results).glob("*/*/*-normalise*/summary.json"), []
-    runs = sorted({(path.parents[1], share_told(path.parent.name)[0]) for path in paths})
-    for run, where in runs:
+    rows, names = [], ((path.parents[1], path.parent.name) for path in Path(results).glob("*/*/*-*/summary.json"))
+    told = {(run, share_told(name)[0]) for run, name in names if share_told(name)[0] != name}
+    for run, where in sorted(told):
         config, (whole, organs) = read_config(run), split_by_organ(read_config(run).dataset)
         for summary in (read_summary(run, path.parent.name) for path in run.glob(f"{where}*/summary.json")):
             if summary["data"]["kind"] == "real" and whole == dataset and not summary.get("seen"):
-                share = f"{summary.get('settings', {}).get('normalise', 0):g}"
+                settings = {"normalise": 0, "tta": False} | summary.get("settings", {})
+                how = [f"{settings['normalise']:g}", "8" if settings["tta"] else "1"]
                 scores = [show(key, summary["pooled"][key]) for key in ("miou", "ap", "auc")]
-                rows.append([", ".join(organs) or "usual", config.name, where, f"{summary['n']}", share, *scores])
-    head = ["validation organs", "run", "measured on", "images", "normalised", "mIoU", "AP", "AUC"]
+                rows.append([", ".join(organs) or "usual", config.name, where, f"{summary['n']}", *how, *scores])
+    head = ["validation organs", "run", "measured on", "images", "normalised", "views", "mIoU", "AP", "AUC"]
     return markdown(head, sorted(rows), ",".join(head[3:])) if rows else ""
 
 

@@ -155,19 +155,23 @@ def read_config(folder: Path | str) -> RunConfig:
         raise InputError("the configuration of a run cannot be used", path=path, found=error, mend=mend) from None
 
 
-def measured_in(folder: Path | str, dataset: str | None, split: str, normalise: float | None = None) -> Path:
+def measured_in(
+    folder: Path | str, dataset: str | None, split: str, normalise: float | None = None, tta: bool = False
+) -> Path:
     """Where an evaluation lies: `test`, or on another data set than the run's own `Kumar-test`.
 
-    With another `normalise` than the run's own it is `test-normalise1`.
+    With another `normalise` than the run's own it is `test-normalise1`, with eight views where the run has one
+    `test-tta`, with both `test-normalise1-tta`.
     """
     config = read_run(folder)["config"]
     split += "" if normalise in (None, config.get("normalise", 0)) else f"-normalise{normalise:.15g}"
+    split += "-tta" * (tta and not config.get("tta", False))
     return Path(folder) / (split if dataset in (None, config["dataset"]) else f"{dataset}-{split}")
 
 
 def share_told(name: str) -> tuple[str, str]:
     """The split and the share in a name that `measured_in` gives: `test-normalise1` is test and 1; `test` has none."""
-    split, _, share = name.partition("-normalise")
+    split, _, share = name.removesuffix("-tta").partition("-normalise")
     return split, share
 
 

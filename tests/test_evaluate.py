@@ -259,6 +259,17 @@ def test_normalised_images_are_measured_apart(run, tree, tmp_path):
     assert one["pooled"] != other["pooled"]
 
 
+def test_eight_views_are_measured_apart(run, tree, tmp_path):
+    """By the mean of the eight, as `predict_probability` takes it, which another test holds."""
+    folder = shutil.copytree(run, tmp_path / run.name)
+    out = evaluate(folder, tree, device="cpu", tta=True)
+    summary, (model, config) = read_json(out / "summary.json"), load_run(folder, "cpu")
+    assert (out.name, summary["settings"]["tta"]) == ("test-tta", True)
+    predict, samples = predictor(model, replace(config, tta=True)), load_split(tree, "MoNuSeg", "test")
+    tp = sum(((predict(sample.image()) >= 0.5) & sample.mask()).sum() for sample in samples)
+    assert pd.read_csv(out / "per_image.csv")["tp"].sum() == tp
+
+
 def test_a_full_disk_leaves_no_evaluation(run, tree, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")

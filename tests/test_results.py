@@ -113,6 +113,11 @@ def test_the_name_of_a_measurement_tells_its_split_and_share(tmp_path):
     shares = (None, 0.5, 0.75, 0.0)
     found = [results.share_told(results.measured_in(tmp_path, "PUMA", "test", share).name) for share in shares]
     assert found == [("PUMA-test", share) for share in ("", "", "0.75", "0")]
+    views = [results.measured_in(tmp_path, None, "test", share, tta=True).name for share in (None, 1.0)]
+    assert views == ["test-tta", "test-normalise1-tta"]
+    assert [*map(results.share_told, views)] == [("test", ""), ("test", "1")]
+    write_json(tmp_path / "run.json", {"status": "done", "config": {"dataset": "MoNuSeg", "tta": True}})
+    assert results.measured_in(tmp_path, None, "test", tta=True).name == "test", "that is the run's own"
 
 
 def test_what_counts_as_done(tmp_path):

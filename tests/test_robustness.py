@@ -233,7 +233,7 @@ def test_other_data_sets_stand_below_the_own(run, tree, tmp_path):
     assert lines[3].startswith("| PUMA | 7 |")
 
 
-def test_normalised_images_stand_below_those_as_they_are(tmp_path):
+def test_normalised_images_and_eight_views_stand_below_those_as_they_are(tmp_path):
     pooled = {"miou": 0.5, "dice": 0.5, "ap": 0.5, "auc": 0.5}
     for dataset, kind in (
         ("MoNuSeg", "real"),
@@ -256,22 +256,24 @@ def test_normalised_images_stand_below_those_as_they_are(tmp_path):
     told = {"pooled": pooled, "data": {"kind": "real"}, "n": 1}
     for part, share, seen in (("test", 1.0, 0), ("test-normalise0", 0.0, 0), ("PUMA-test-normalise1", 1.0, 2)):
         write_json(run / part / "summary.json", told | {"settings": {"normalise": share}, "seen": seen})
-    rows = [line.split(" | ")[:6] for line in generalisation.normalised("MoNuSeg", tmp_path).splitlines()[2:]]
+    write_json(run / "test-tta" / "summary.json", told | {"settings": {"normalise": 0, "tta": True}})
+    rows = [line.split(" | ")[:7] for line in generalisation.used_otherwise("MoNuSeg", tmp_path).splitlines()[2:]]
     assert rows == [
-        [f"| {organs}", "CSAMNet-S-brief-seed3", where, count, share, score]
+        [f"| {organs}", "CSAMNet-S-brief-seed3", where, count, *share.split(), score]
         for organs, where, count, share, score in (
-            ("colon, liver", "val", "6", "0", "50.00 %"),
-            ("colon, liver", "val", "6", "0.5", "60.00 %"),
-            ("colon, liver", "val", "6", "1", "70.00 %"),
-            ("usual", "test", "1", "0", "50.00 %"),
-            ("usual", "test", "1", "1", "50.00 %"),
-            ("usual", "val", "6", "0", "50.00 %"),
-            ("usual", "val", "6", "0.5", "60.00 %"),
-            ("usual", "val", "6", "1", "70.00 %"),
+            ("colon, liver", "val", "6", "0 1", "50.00 %"),
+            ("colon, liver", "val", "6", "0.5 1", "60.00 %"),
+            ("colon, liver", "val", "6", "1 1", "70.00 %"),
+            ("usual", "test", "1", "0 1", "50.00 %"),
+            ("usual", "test", "1", "0 8", "50.00 %"),
+            ("usual", "test", "1", "1 1", "50.00 %"),
+            ("usual", "val", "6", "0 1", "50.00 %"),
+            ("usual", "val", "6", "0.5 1", "60.00 %"),
+            ("usual", "val", "6", "1 1", "70.00 %"),
         )
     ]
-    assert generalisation.normalised("PUMA", tmp_path) == ""
-    assert generalisation.normalised("CPM17", tmp_path) == "", "look-alikes"
+    assert generalisation.used_otherwise("PUMA", tmp_path) == ""
+    assert generalisation.used_otherwise("CPM17", tmp_path) == "", "look-alikes"
 
 
 def test_the_page_on_a_tiny_look_alike(tmp_path):
