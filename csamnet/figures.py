@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -235,8 +234,11 @@ def history(table: pd.DataFrame, source: str) -> Figure:
     parts = {"loss": ("loss", BLACK), "loss_ce": ("cross-entropy", BLUE), "loss_dice": ("Dice loss", ORANGE)}
     for key, (label, colour) in parts.items():
         loss.plot(epoch, table[key], marker=marker, color=colour, label=label)
+    settled = table[["val_miou", "val_dice", "val_ap"]].iloc[len(table) // 4 :].min(axis=None)
     for ax in scores:
-        _validation(ax, table, marker)
+        for key, colour in {"miou": VERMILLION, "dice": BLUE, "ap": GREEN}.items():
+            ax.plot(epoch, table[f"val_{key}"], marker=marker, color=colour, label=TITLES[key])
+        ax.set(ylabel="validation score", ylim=(max(0, settled - 0.08), None))
     for key, (label, colour) in {"lr": ("learning rate", PURPLE), "drop_rate": ("drop rate", GREEN)}.items():
         top = table[key].max()
         rates.plot(epoch, table[key] / (top or 1), marker=marker, color=colour, label=f"{label}, up to {top:.2g}")
@@ -248,14 +250,6 @@ def history(table: pd.DataFrame, source: str) -> Figure:
         ax.axvline(epoch[best], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
         ax.legend(ncols=4, loc="lower left", bbox_to_anchor=(-0.01, 1), borderaxespad=0.1, columnspacing=1.2)
     return figure
-
-
-def _validation(ax: Axes, table: pd.DataFrame, marker: str) -> None:
-    """The validation scores over epochs, from where the later ones lie."""
-    for key, colour in {"miou": VERMILLION, "dice": BLUE, "ap": GREEN}.items():
-        ax.plot(table["epoch"], table[f"val_{key}"], marker=marker, color=colour, label=TITLES[key])
-    settled = table[["val_miou", "val_dice", "val_ap"]].iloc[len(table) // 4 :]
-    ax.set(ylabel="validation score", ylim=(max(0, settled.min(axis=None) - 0.08), None))
 
 
 # -------------------------------------------------------------------------------------- whole data set

@@ -102,9 +102,8 @@ def robustness(
     rows = _done(out, fresh, wanted)
     about = {"data": card, "hardware": hardware(next(model.parameters()).device), "run": run, "fingerprint": fresh}
     for change, factor in wanted[len(rows) :]:
-        found = measure(
-            predict, [Changed(sample, change, factor) for sample in samples], _joined(config, change, factor), {}
-        )
+        changed = [Changed(sample, change, factor) for sample in samples]
+        found = measure(predict, changed, _joined(config, change, factor), {})
         pooled = pool(found.rows, found.histograms[""])
         rows.append({"change": change, "factor": factor} | {key: finite(pooled[key]) for key in MEASURES})
         write_json(out, about | {"rows": rows, "n": len(samples)})

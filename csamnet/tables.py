@@ -373,7 +373,6 @@ def provenance(run: dict, summary: dict) -> str:
     """Where a page's numbers come from: data, code, hardware, time and versions, as a Markdown table."""
     hashes = [f"`{about['data']['manifest_sha256'][:16]}…`" for about in (run, summary)]
     speed, words = f"{run['images_per_s']:g} crops a second", {"True": "yes", "False": "no"}
-    chosen = "the last, as planned" if run["best_val_miou"] is None else "by validation mIoU"
     rows = {
         "data": f"{run['data']['name']}, {KINDS[run['data']['kind']]}",
         "manifest, sha256": hashes[0] + f"; where it was measured, {hashes[1]}" * (hashes[0] != hashes[1]),
@@ -383,12 +382,17 @@ def provenance(run: dict, summary: dict) -> str:
         "training": f"{duration(run['wall_s'])}, {speed}, precision {run['precision']}",
         "memory at most": f"{run['peak_memory_mb']:,.0f} MiB",
         "parameters": f"{run['parameters']:,}",
-        "epoch kept": f"{run['best_epoch']} of {run['config']['epochs']}, {chosen}",
+        "epoch kept": f"{run['best_epoch']} of {run['config']['epochs']}, {chosen_by(run)}",
         "evaluated on": place(summary["hardware"]),
         "evaluation": ", ".join(f"{key} {words.get(str(value), value)}" for key, value in summary["settings"].items()),
         "versions": ", ".join(f"{name} {version}" for name, version in run["libraries"].items()),
     }
     return markdown(["what", "this run"], [[f"**{key}**", value] for key, value in rows.items()])
+
+
+def chosen_by(run: dict) -> str:
+    """How the epoch whose weights are kept was chosen."""
+    return "the last, as planned" if run["best_val_miou"] is None else "by validation mIoU"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from csamnet.measured import MEASURES, Evaluation, check_comparable, read_evalua
 from csamnet.metrics import calibration
 from csamnet.results import find_runs, images_learned, read_config, read_run, read_summary
 from csamnet.robustness import read_robustness
-from csamnet.tables import KINDS, TITLES, duration, markdown, paper_scores, place, recipe, show, show_seeds
+from csamnet.tables import KINDS, TITLES, chosen_by, duration, markdown, paper_scores, place, recipe, show, show_seeds
 
 
 def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, groups: int) -> str:
@@ -30,9 +30,6 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
     test = f"{_scores([summary['pooled']])}: {summary['n']} images, pooled, one seed; *{KINDS[data['kind']]}*"
     if len(pooled) > 1:
         test += f". With others, {len(pooled)} seeds, mean ± standard deviation: {_scores(pooled)}"
-    chosen, kept = f", chosen on {counts['val']}", "best on validation"
-    if config.refit:
-        chosen, kept = ", those of validation among them: none was left to choose on", "the last, as planned"
     part = _part(entry, sum(counts.values()), groups)
     hashes = [run["code_sha256"], *dict.fromkeys(about["data"]["manifest_sha256"] for about in (run, summary))]
     private = "; not for commercial use" if "NC" in entry.licence else ""
@@ -40,10 +37,10 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
         "finds": f"{entry.target[1]} in {entry.modality}" + f" at {entry.mpp} µm a pixel" * bool(entry.mpp),
         "network": f"{config.model}, {run['parameters']:,} parameters, half precision, {size / 1e6:.1f} MB",
         "data": entry.note,
-        "trained on": f"{images_learned(run)} images{chosen}{part}",
+        "trained on": f"{images_learned(run)} images, {'none' if config.refit else counts['val']} to choose on{part}",
         "recipe": recipe(config),
         "training": f"{duration(run['wall_s'])} on {place(run['hardware'])}; kept: epoch {run['best_epoch']} "
-        f"(step {run['best_epoch'] * config.steps_per_epoch:,}), {kept}",
+        f"(step {run['best_epoch'] * config.steps_per_epoch:,}), {chosen_by(run)}",
         "licence": f"{entry.licence}, that of the data{private}",
         "test": test,
         "half precision": f"changes the validation mIoU by {100 * change:.4f} points",

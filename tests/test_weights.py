@@ -81,9 +81,9 @@ def test_a_run_that_had_nothing_to_choose_on_says_so(folder, tree, tmp_path):
     counts = about["data"]["counts"]
     write_json(copy / "run.json", about | {"best_val_miou": None, "config": about["config"] | {"refit": True}})
     text = ship(copy, tree, tmp_path / "weights", device="cpu").with_suffix(".md").read_text()
-    assert f"{counts['train'] + counts['val']} images, those of validation among them" in text
+    assert f"{counts['train'] + counts['val']} images, none to choose on" in text
     assert "the last, as planned" in text
-    assert "best on validation" not in text
+    assert "validation mIoU |" not in text
     summary = read_json(copy / "test" / "summary.json")
     assert ", by validation mIoU |" in provenance(about, summary)
     assert ", the last, as planned |" in provenance(about | {"best_val_miou": None}, summary)
