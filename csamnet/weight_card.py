@@ -113,8 +113,9 @@ def _small_objects(objects: pd.DataFrame, entry: Dataset) -> str:
 def _trust(error: float, bins: pd.DataFrame, entry: Dataset) -> str:
     """How often a pixel of high probability is foreground, by `metrics.calibration`, in a sentence."""
     high = bins.dropna().query("probability < 0.95").iloc[-1]
+    kind = "high" if high["share"] < high["probability"] else "low"
     share = f"of pixels with about {high['probability']:.2f}, {100 * high['share']:.0f} % are {entry.target[0]}"
-    return f"Probabilities are no frequencies: {share}; expected calibration error {error:.4f}."
+    return f"Probabilities are too {kind}: {share}; expected calibration error {error:.4f}."
 
 
 def _worst_change(miou: pd.Series) -> str:
