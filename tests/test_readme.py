@@ -46,9 +46,10 @@ def test_the_scores_in_its_sentences_are_those_of_the_run_folders():
     assert f"two seeds, measured on real data): {seeds_told('Kumar', 'short')} over" in text
     assert f"CT crops of LIDC-IDRI {seeds_told('LIDC-IDRI', 'short')}, and" in text
     assert f"(BUSI, which is not the paper's) {seeds_told('BUSI', 'short')}." in text
-    assert f"(profile `short`, two seeds) it is {seeds_told('MoNuSeg', 'short')}: what" in text
-    monuseg = read_summary(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-cpu-seed0")["pooled"]
-    assert f"PQ {kumar[0]['pq']:.4f} and {kumar[1]['pq']:.4f}, for {monuseg['pq']:.4f} on MoNuSeg" in text
+    assert f"(profile `short`, two seeds) it is {seeds_told('MoNuSeg', 'short')}: two" in text
+    monuseg = [read_summary(run)["pooled"] for run in find_runs(ROOT / "results", dataset="MoNuSeg", profile="short")]
+    both, same = (" and ".join(f"{one['pq']:.4f}" for one in runs) for runs in (kumar, monuseg))
+    assert f"PQ {both}, for {same} on MoNuSeg by the same profile" in text
     table = read_robustness(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-cpu-seed0")[1]
     coarser, enlarged = (table[(table["change"] == change) & (table["factor"] == 2)]["miou"].item()
                          for change in ("coarser", "coarser, enlarged"))  # fmt: skip
