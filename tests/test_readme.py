@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from csamnet.paths import ROOT
+from csamnet.paths import RESULTS, ROOT
 from csamnet.results import find_runs, read_run, read_summary
 from csamnet.robustness import read_robustness
 from csamnet.tables import against_paper, show, show_seeds
@@ -32,34 +32,44 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def seeds_told(dataset: str, profile: str) -> str:
+def seeds_told(dataset: str, profile: str, split: str = "test", seeds: int = 2) -> str:
     """The three measures of all seeds of a run, as a sentence says them."""
-    pooled = [read_summary(run)["pooled"] for run in find_runs(ROOT / "results", dataset=dataset, profile=profile)]
-    assert len(pooled) == 2
+    pooled = [read_summary(run, split)["pooled"] for run in find_runs(RESULTS, dataset=dataset, profile=profile)]
+    assert len(pooled) == seeds
     miou, ap, auc = (show_seeds(key, [one[key] for one in pooled]) for key in ("miou", "ap", "auc"))
     return f"mIoU {miou}, AP {ap}, AUC {auc}"
 
 
 def test_the_scores_in_its_sentences_are_those_of_the_run_folders():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    kumar = [read_summary(run)["pooled"] for run in find_runs(ROOT / "results", dataset="Kumar", profile="short")]
-    assert f"two seeds, measured on real data): {seeds_told('Kumar', 'short')} over" in text
-    assert f"CT crops of LIDC-IDRI {seeds_told('LIDC-IDRI', 'short')}, and" in text
-    assert f"(BUSI, which is not the paper's) {seeds_told('BUSI', 'short')}." in text
-    assert f"(profile `short`, two seeds) it is {seeds_told('MoNuSeg', 'short')}: two" in text
-    monuseg = [read_summary(run)["pooled"] for run in find_runs(ROOT / "results", dataset="MoNuSeg", profile="short")]
-    both, same = (" and ".join(f"{one['pq']:.4f}" for one in runs) for runs in (kumar, monuseg))
-    assert f"PQ {both}, for {same} on MoNuSeg by the same profile" in text
-    table = read_robustness(ROOT / "results" / "MoNuSeg" / "CSAMNet-S-cpu-seed0")[1]
-    coarser, enlarged = (table[(table["change"] == change) & (table["factor"] == 2)]["miou"].item()
-                         for change in ("coarser", "coarser, enlarged"))  # fmt: skip
-    assert f"mIoU {100 * coarser:.1f} %, enlarged again {100 * enlarged:.1f} %" in text
+    assert (
+        f"`csamnet evaluate --tta`, chosen on validation): {seeds_told('MoNuSeg', 'cpu-refit', 'test-tta')} (" in text
+    )
+    assert f"(profile `cpu`, one seed): {seeds_told('MoNuSeg', 'cpu', seeds=1)}." in text
+    assert f"(profile `short`, two seeds): MoNuSeg {seeds_told('MoNuSeg', 'short')}. Kumar's" in text
+    assert f"(12 for training): {seeds_told('Kumar', 'short')}; nuclei" in text
+    assert f"CT crops of LIDC-IDRI: {seeds_told('LIDC-IDRI', 'short')}. Ultra" in text
+    assert f"(BUSI, which is not the paper's): {seeds_told('BUSI', 'short')}. No" in text
+    both = [find_runs(RESULTS, dataset=name, profile="short") for name in ("Kumar", "MoNuSeg")]
+    kumar, monuseg = (" and ".join(f"{read_summary(run)['pooled']['pq']:.4f}" for run in runs) for runs in both)
+    assert f"PQ {kumar}, for {monuseg} on MoNuSeg" in text
+    minutes = dict.fromkeys(f"{read_run(run)['wall_s'] / 60:.0f}" for run in find_runs(RESULTS, profile="cpu-refit"))
+    assert f"{' and '.join(minutes)} minutes a seed" in text
+
+
+def test_the_gain_of_enlarging_is_that_of_the_run_folder():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = read_robustness(RESULTS / "MoNuSeg" / "CSAMNet-S-cpu-refit-seed0")[1].set_index(["change", "factor"])[
+        "miou"
+    ]
+    coarser, enlarged = (100 * table[change, 2] for change in ("coarser", "coarser, enlarged"))
+    assert f"mIoU {coarser:.1f} %, enlarged again {enlarged:.1f} %" in text
 
 
 def test_the_yardsticks_are_those_of_the_run_folders():
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("Two yardsticks")[2].partition("##")[0]
     for model in ("Otsu", "DCSAU-Net", "UNet", "CSAMNet-S"):
-        folders = find_runs(ROOT / "results", dataset="MoNuSeg", model=model, profile="brief")
+        folders = find_runs(RESULTS, dataset="MoNuSeg", model=model, profile="brief")
         scores = [100 * read_summary(folder)["pooled"]["miou"] for folder in folders]
         assert " and ".join(f"{score:.2f}" for score in scores) + " %" in text, model
 
@@ -67,13 +77,13 @@ def test_the_yardsticks_are_those_of_the_run_folders():
 def test_the_learning_curve_in_its_words_is_that_of_the_run_folders():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").partition("How many images?")[2].split())
     for count, words in {1: "one training image", 8: "eight", 16: "sixteen"}.items():
-        (folder,) = find_runs(ROOT / "results", dataset="MoNuSeg", profile="brief", images=count, seed=0)
+        (folder,) = find_runs(RESULTS, dataset="MoNuSeg", profile="brief", images=count, seed=0)
         assert f"{show('miou', read_summary(folder)['pooled']['miou'])} with {words}" in text
         assert round(100 * read_run(folder)["best_val_miou"]) in (74, 75)
 
 
 def test_what_normalising_brings_is_that_of_the_run_folders():
-    results, part = ROOT / "results", "-normalise0.75"
+    results, part = RESULTS, "-normalise0.75"
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").partition("Another validation")[2].split())
     held_out = find_runs(results, dataset="MoNuSeg-without-bladder-colon-stomach", profile="brief")
     pairs = [[100 * read_summary(folder, f"val{end}")["pooled"]["miou"] for end in ("", part)] for folder in held_out]
