@@ -9,7 +9,7 @@ from hashlib import sha256
 from inspect import getfile
 from pathlib import Path
 
-from csamnet.config import experiment, make_config
+from csamnet.config import PROFILES, experiment, make_config
 from csamnet.datasets import DATASETS as TABLE
 from csamnet.files import sha256_file
 from csamnet.readers import READERS
@@ -34,6 +34,7 @@ wildcard_constraints:
     dataset="|".join(TABLE),
     kind="comparison|ablation|generalisation",
     slides="BACH2018|InHouse",
+    profile="|".join(PROFILES),
 
 
 localrules:

@@ -250,3 +250,14 @@ def test_the_book_leaves_out_what_tools_leave_at_the_top():
     """The tests' cache holds a README, which is no page of the book: `make test` and then `make book`."""
     left_out = yaml.safe_load((ROOT / "_config.yml").read_text())["exclude_patterns"]
     assert {".pytest_cache", ".ruff_cache", ".venv", ".snakemake", "results"} <= set(left_out)
+
+
+def test_a_profile_with_a_dash_is_told_from_the_network(workflow):
+    """`CSAMNet-S-no-DCF-cpu-refit-seed0` is that variant by `cpu-refit`, and no network `CSAMNet-S-no-DCF-cpu`."""
+    home, _ = workflow
+    (home / "releases" / "MoNuSeg").mkdir(parents=True)
+    output = "results/MoNuSeg/CSAMNet-S-no-DCF-cpu-refit-seed0/test/summary.json"
+    options = ["--dry-run", "--cores=1", "--config", "profile=cpu-refit", "data=releases"]
+    command = [sys.executable, "-m", "snakemake", output, *options]
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True)
+    assert "model=CSAMNet-S-no-DCF, profile=cpu-refit, seed=0" in done.stdout + done.stderr
