@@ -224,8 +224,7 @@ def history(table: pd.DataFrame, source: str) -> Figure:
     """
     epoch, marker, chosen = table["epoch"], "." if len(table) <= 30 else "", any(table["val_miou"].notna())
     best = int(table["val_miou"].idxmax()) if chosen else len(table) - 1
-    how = f"mIoU {show('miou', table['val_miou'][best])}" if chosen else "the last"
-    kept = f"kept: epoch {epoch[best]}, {how}"
+    kept = f"kept: epoch {epoch[best]}, " + (f"mIoU {show('miou', table['val_miou'][best])}" if chosen else "the last")
     ends = f"from {table['loss'].iloc[0]:.2f} to {table['loss'].iloc[-1]:.2f}"
     alt = f"Training loss, {ends}, {'validation scores ' * chosen}and schedules over {len(table)} epochs; {kept}."
     heights = [2, *[2] * chosen, 1]

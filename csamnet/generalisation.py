@@ -120,8 +120,8 @@ def used_otherwise(dataset: str, results: Path) -> str:
         config, (whole, organs) = read_config(run), split_by_organ(read_config(run).dataset)
         for summary in (read_summary(run, path.parent.name) for path in run.glob(f"{where}*/summary.json")):
             if summary["data"]["kind"] == "real" and whole == dataset and not summary.get("seen"):
-                settings = {"normalise": 0, "tta": False} | summary.get("settings", {})
-                how = [f"{settings['normalise']:g}", "8" if settings["tta"] else "1"]
+                used = summary.get("settings", {})
+                how = [f"{used.get('normalise', 0):g}", "8" if used.get("tta") else "1"]
                 scores = [show(key, summary["pooled"][key]) for key in ("miou", "ap", "auc")]
                 rows.append([", ".join(organs) or "usual", config.name, where, f"{summary['n']}", *how, *scores])
     head = ["validation organs", "run", "measured on", "images", "normalised", "views", "mIoU", "AP", "AUC"]

@@ -88,8 +88,8 @@ def data_card(root: Path | str, dataset: str) -> dict:
 
 def images_learned(run: dict) -> int:
     """From how many images a run has learned, by its `run.json`."""
-    counts, config = run["data"]["counts"], run["config"]
-    return config.get("images") or counts["train"] + counts["val"] * config.get("refit", False)
+    splits = ("train", "val") if run["config"].get("refit") else ("train",)
+    return run["config"].get("images") or sum(run["data"]["counts"][split] for split in splits)
 
 
 def read_run(folder: Path | str) -> dict:

@@ -212,10 +212,9 @@ def runs_measured(results: Path | str | None = None) -> str:
     for folder in find_runs(results or RESULTS, images=None):
         run, config = read_run(folder), read_config(folder)
         if run["data"]["kind"] == "real" and "wall_s" in run:
-            images, steps = f"{images_learned(run):,}", f"{config.steps:,}"
             names = [config.dataset, config.model, config.profile, str(config.seed)]
-            offset = f"{config.offset_x:g}, {config.offset_y:g}"
-            rows.append([*names, images, steps, offset, duration(run["wall_s"]), place(run["hardware"])])
+            budget = [f"{images_learned(run):,}", f"{config.steps:,}", f"{config.offset_x:g}, {config.offset_y:g}"]
+            rows.append([*names, *budget, duration(run["wall_s"]), place(run["hardware"])])
     head = ["data set", "network", "profile", "seed", "training images", "steps", "offset", "time", "trained on"]
     return markdown(head, rows, "seed,training images,steps,offset,time")
 
@@ -393,7 +392,7 @@ def provenance(run: dict, summary: dict) -> str:
 
 def chosen_by(run: dict) -> str:
     """How the epoch whose weights are kept was chosen."""
-    return "the last, as planned" if run["best_val_miou"] is None else "by validation mIoU"
+    return "the last, as planned" if run["config"].get("refit") else "by validation mIoU"
 
 
 def duration(seconds: float) -> str:
