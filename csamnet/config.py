@@ -148,7 +148,6 @@ class RunConfig:
 PROFILES: dict[str, dict] = {
     "paper": {},
     "cpu": {"epochs": 6, "steps_per_epoch": 200, "schedule": 20},
-    "cpu-refit": {"epochs": 6, "steps_per_epoch": 200, "schedule": 20, "refit": True},
     "short": {"epochs": 8, "lr": 2e-3, "ema": 0.99},
     "brief": {"epochs": 3, "tile": 128, "lr": 2e-3, "ema": 0.98, "overlap": 0.25, "val_overlap": 0.0},
     "sample": {"model": "CSAMNet-XS", "epochs": 3, "steps_per_epoch": 40, "batch": 4, "tile": 128, "lr": 6e-3,
@@ -157,6 +156,7 @@ PROFILES: dict[str, dict] = {
 """`paper`: the full budget, for a GPU. `cpu`: the first 1,200 of a plan of 4,000, for a patient CPU.
 `cpu-refit`: the same from training and validation images, with nothing left to choose. `short`: 800.
 `brief`: 300 of smaller crops, for networks of ten times the work. `sample`: a minute, for look-alike data."""
+PROFILES["cpu-refit"] = PROFILES["cpu"] | {"refit": True}
 
 
 def make_config(profile: str = "paper", **changes) -> RunConfig:

@@ -331,7 +331,7 @@ def recipe(config: RunConfig) -> str:
         f"{config.steps_per_epoch} steps, each on {config.batch} crops of {config.tile} × {config.tile} "
         f"pixels; AdamW with a learning rate of up to {config.lr:g}"
         + f", planned for {config.planned:,} steps" * (config.planned > config.steps)
-        + f"; masks {config.offset_x:g} pixels to the right of the nuclei and {config.offset_y:g} below"
+        + f"; masks {config.offset_x:g} pixels to the right of what they outline and {config.offset_y:g} below"
         * bool(config.offset_x or config.offset_y)
         + "."
     )

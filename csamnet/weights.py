@@ -13,10 +13,10 @@ from csamnet.datasets import get_dataset
 from csamnet.evaluate import find_run_weights, load_run, validate, validation_scores
 from csamnet.files import InputError, atomic
 from csamnet.manifest import read_manifest
-from csamnet.model import load_strictly, save_weights
+from csamnet.model import load_strictly, read_about, save_weights
 from csamnet.paths import WEIGHTS
 from csamnet.results import read_run, read_summary
-from csamnet.tables import KINDS
+from csamnet.tables import KINDS, show
 from csamnet.weight_card import weights_card
 
 SAME = 2e-4
@@ -31,8 +31,8 @@ def ship(folder: Path | str, root: Path | str, out: Path | str = WEIGHTS, *, dev
     SAME, where the run was not measured, and where it has learned from look-alikes.
     """
     model, config = load_run(folder, device)
-    summary, path = read_summary(folder), Path(out) / f"{config.dataset}.safetensors"
-    kinds = {read_run(folder)["data"]["kind"], summary["data"]["kind"] if summary else "nothing"}
+    run, summary, path = read_run(folder), read_summary(folder), Path(out) / f"{config.dataset}.safetensors"
+    kinds = {run["data"]["kind"], summary["data"]["kind"] if summary else "nothing"}
     if kinds != {"real"} or summary.get("seen"):
         seen = "a test on images that it has learned from"
         found = "no test" if summary is None else seen if summary.get("seen") else KINDS["sample"]
@@ -41,21 +41,21 @@ def ship(folder: Path | str, root: Path | str, out: Path | str = WEIGHTS, *, dev
     if find_run_weights(folder).parent != Path(folder):
         raise InputError("there are only the shipped weights of this run", path=folder, expected="weights.safetensors")
     samples = load_split(root, config.dataset, "val")
-    state, full, best = halved(model), _score(model, samples, config), read_run(folder)["best_val_miou"]
-    if best is not None and not abs(full - best) < NEAR:
+    state, full, best = halved(model), _score(model, samples, config), run["best_val_miou"]
+    same = read_about(model.path).get("run") == run["fingerprint"] if best is None else abs(full - best) < NEAR
+    if not same:
         raise InputError("these are not the weights that were measured, or not the images", path=folder,
-                         expected=f"validation mIoU {best:.4f}", found=f"{full:.4f}")  # fmt: skip
+                         expected=f"validation mIoU {show('miou', best)}", found=show("miou", full))  # fmt: skip
     load_strictly(model, state)
     change = abs(_score(model, samples, config) - full)
     if not change <= SAME:
         raise InputError("half precision changes the network", path=folder, expected=f"at most {SAME}", found=change)
-    entry, run = get_dataset(config.dataset, root), read_run(folder)["fingerprint"]
-    groups = read_manifest(Path(root) / config.dataset)["group"].nunique()
+    entry, groups = get_dataset(config.dataset, root), read_manifest(Path(root) / config.dataset)["group"].nunique()
     text = weights_card(folder, entry, change, sum(value.nbytes for value in state.values()), groups)
     with atomic(path.with_suffix(".md")) as about, atomic(path) as tensors:  # both, or none
         about.write_text(text, encoding="utf-8")
         settings = config.to_dict() | {"precision": "auto"}  # that of the training's device is not everybody's
-        save_weights(state, tensors, config=json.dumps(settings), mpp=json.dumps(entry.mpp), run=run,
+        save_weights(state, tensors, config=json.dumps(settings), mpp=json.dumps(entry.mpp), run=run["fingerprint"],
                      stain=json.dumps(model.stain))  # fmt: skip
     return path
 

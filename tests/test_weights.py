@@ -84,6 +84,9 @@ def test_a_run_that_had_nothing_to_choose_on_says_so(folder, tree, tmp_path):
     assert f"{counts['train'] + counts['val']} images, none to choose on" in text
     assert "the last, as planned" in text
     assert "validation mIoU |" not in text
+    write_json(copy / "run.json", read_json(copy / "run.json") | {"fingerprint": "of another training"})
+    with pytest.raises(InputError, match="not the weights that were measured"):
+        ship(copy, tree, tmp_path / "others", device="cpu")
     summary = read_json(copy / "test" / "summary.json")
     assert ", by validation mIoU |" in provenance(about, summary)
     assert ", the last, as planned |" in provenance(read_json(copy / "run.json"), summary)
