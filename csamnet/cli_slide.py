@@ -23,7 +23,7 @@ Batch = Annotated[int | None, typer.Option(help="Tiles at once; else as the devi
 Workers = Annotated[int, typer.Option(help="Processes that look for nuclei.", min=1)]
 Threshold = Annotated[float | None, typer.Option(help="Probability from which a pixel is foreground.")]
 Tta = Annotated[bool, typer.Option("--tta", help="Average over the eight flips and turns: eight times the work.")]
-Normalise = Annotated[float | None, typer.Option(help="0 to 1: how far towards the stain of the training images.")]
+Normalise = Annotated[float | None, typer.Option(help="How far, 0 to 1, to the stain learned; by --tta in four views.")]
 Devices = Annotated[int, typer.Option(help="Processes, each on a device of its own, that share the slides.", min=1)]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 

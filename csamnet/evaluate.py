@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -87,6 +88,7 @@ def predict_probability(
     model: nn.Module,
     image: np.ndarray,
     *,
+    stained: np.ndarray | None = None,
     tile: int = 256,
     overlap: float = 0.5,
     tta: bool = False,
@@ -97,32 +99,41 @@ def predict_probability(
 
     The image is cut into tiles of the size that was trained on, because the network's output depends on the size
     of what it is fed; neighbours overlap and are blended by `tile_weight`. A small image is extended by reflection.
-    `tta` averages each tile's eight flips and turns.
+    `stained`, the same image normalised, and `tta` have their effect in `tile_probability`.
     """
     device, (height, width) = next(model.parameters()).device, image.shape[:2]
     model.eval()
-    x = to_input(torch.from_numpy(np.ascontiguousarray(image)).to(device)).permute(2, 0, 1)[None]
-    x = extend(x, max(height, tile), max(width, tile))
-    weight = tile_weight(tile, x.device)
-    total, norm = torch.zeros(x.shape[2:], device=x.device), torch.zeros(x.shape[2:], device=x.device)
-    corners = [(a, b) for a in tile_corners(x.shape[2], tile, overlap) for b in tile_corners(x.shape[3], tile, overlap)]
+    inputs = [_whole_input(one, tile, device) for one in (image, stained) if one is not None]
+    weight, shape = tile_weight(tile, device), inputs[0].shape[2:]
+    total, norm = torch.zeros(2, *shape, device=device)
+    corners = list(itertools.product(*(tile_corners(side, tile, overlap) for side in shape)))
     for start in range(0, len(corners), batch):
         group = corners[start : start + batch]
-        tiles = torch.cat([x[..., a : a + tile, b : b + tile] for a, b in group])
+        tiles = [torch.cat([x[..., a : a + tile, b : b + tile] for a, b in group]) for x in inputs]
         for (a, b), probability in zip(group, tile_probability(model, tiles, precision, tta), strict=True):
             total[a : a + tile, b : b + tile] += weight * probability
             norm[a : a + tile, b : b + tile] += weight
     return (total / norm)[:height, :width].cpu().numpy()
 
 
-def tile_probability(model: nn.Module, tiles: Tensor, precision: str, tta: bool = False) -> Tensor:
-    """Foreground probability `(B, t, t)` float32 of inputs `(B, 3, t, t)`; with `tta` the mean of eight views."""
-    total = torch.zeros(tiles.shape[0], *tiles.shape[2:], device=tiles.device)
-    views = [(turns, flip) for turns in range(4) for flip in (False, True)] if tta else [(0, False)]
-    for turns, flip in views:
-        view = torch.rot90(tiles, turns, (2, 3))
+def _whole_input(image: np.ndarray, tile: int, device: torch.device) -> Tensor:
+    """`(1, 3, h, w)` input of an `(H, W, 3)` uint8 image, each side at least a tile."""
+    x = to_input(torch.from_numpy(np.ascontiguousarray(image)).to(device)).permute(2, 0, 1)[None]
+    return extend(x, *(max(side, tile) for side in image.shape[:2]))
+
+
+def tile_probability(model: nn.Module, tiles: Sequence[Tensor], precision: str, tta: bool = False) -> Tensor:
+    """Foreground probability `(B, t, t)` float32 of inputs `(B, 3, t, t)`; by `tta` the mean of eight views.
+
+    `tiles` is one such input, or two: the same as they are and normalised. Of two the network sees the second; with
+    `tta` in the four mirrored views, and the first in the other four, so that the mean is of both stains.
+    """
+    total = torch.zeros(len(tiles[0]), *tiles[0].shape[2:], device=tiles[0].device)
+    views = [(tiles[-flip], turns, flip) for turns in range(4) for flip in (0, 1)] if tta else [(tiles[-1], 0, 0)]
+    for x, turns, flip in views:
+        view = torch.rot90(x, turns, (2, 3))
         view = view.flip(3) if flip else view
-        with autocast(precision, tiles.device):
+        with autocast(precision, x.device):
             logits = model(view.contiguous(memory_format=torch.channels_last)).float()
         probability = torch.sigmoid(logits[:, 1] - logits[:, 0])
         total += torch.rot90(probability.flip(2) if flip else probability, -turns, (1, 2))
@@ -137,7 +148,7 @@ def predictor(model: nn.Module, config: RunConfig, **changes) -> Callable[[np.nd
     settings = {key: getattr(config, key) for key in ("tile", "overlap", "tta", "batch", "precision")} | changes
     if (stain := stain_wanted(model, config)) is None:
         return lambda image: predict_probability(model, image, **settings)
-    return lambda image: predict_probability(model, normalised(image, stain, config.normalise), **settings)
+    return lambda x: predict_probability(model, x, stained=normalised(x, stain, config.normalise), **settings)
 
 
 def as_annotated(probability: np.ndarray, config: RunConfig) -> np.ndarray:
@@ -149,8 +160,7 @@ def as_annotated(probability: np.ndarray, config: RunConfig) -> np.ndarray:
 
 def annotation_of(dataset: str) -> dict[str, float]:
     """Settings that tell how the annotation of a data set lies, which a run on another one does not know."""
-    config = make_config(dataset=dataset)
-    return {"offset_x": config.offset_x, "offset_y": config.offset_y}
+    return {key: getattr(make_config(dataset=dataset), key) for key in ("offset_x", "offset_y")}
 
 
 def stored_stain(path: Path) -> list[list[float]] | None:
@@ -303,20 +313,17 @@ def measure(
 def write_evaluation(out: Path, measured: Measured, config: RunConfig, about: dict) -> Path:
     """Write `per_image.csv`, `objects.csv`, `scores.npz`, `curves.csv` (precision-recall and ROC), `summary.json`."""
     rows, histograms, each, objects = measured
-    places = ["name", "group", "organ", "height", "width"]
-    write_csv(out / "per_image.csv", pd.DataFrame(rows)[[*places, *metrics.COLUMNS]])
+    columns = ["name", "group", "organ", "height", "width", *metrics.COLUMNS]
+    write_csv(out / "per_image.csv", pd.DataFrame(rows)[columns])
     write_csv(out / "objects.csv", objects)
     write_csv(out / "curves.csv", metrics.curves(histograms[""]))
     with atomic(out / "scores.npz") as temporary:
         np.savez_compressed(temporary, histograms=each)
-    settings = {key: getattr(config, key) for key in SETTINGS}
-    parts = get_subsets(about["data"]["name"])
-    subsets = {name: [row for row in rows if row["organ"] in organs] for name, organs in parts.items()}
-    summary = _scores(rows, histograms[""]) | {
-        "subsets": {name: _scores(of, histograms[name]) for name, of in subsets.items() if of},
-        "settings": settings,
-    }
-    write_json(out / "summary.json", summary | about)
+    parts = get_subsets(about["data"]["name"]).items()
+    subsets = {name: [row for row in rows if row["organ"] in organs] for name, organs in parts}
+    scores = {name: _scores(of, histograms[name]) for name, of in subsets.items() if of}
+    told = {"subsets": scores, "settings": {key: getattr(config, key) for key in SETTINGS}} | about
+    write_json(out / "summary.json", _scores(rows, histograms[""]) | told)
     return out
 
 

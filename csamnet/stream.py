@@ -93,7 +93,7 @@ def reader(slide: Slide, grid: Grid) -> Callable[[tuple[int, int]], np.ndarray]:
 
 
 class Network:
-    """A model on batches of tiles, restained by `change` if there is one.
+    """A model on batches of tiles, normalised by `change` if there is one: see `tile_probability`.
 
     Where the device runs out of memory, batches are run in halves from then on.
     """
@@ -115,10 +115,10 @@ class Network:
         return self(pixels)
 
     def _run(self, pixels: torch.Tensor) -> np.ndarray:
-        config, pixels = self.config, pixels.to(self.device)
-        pixels = restained(pixels, *self.change) if self.change else pixels
-        x = extend(to_input(pixels).permute(0, 3, 1, 2), config.tile, config.tile)
-        return tile_probability(self.model, x, config.precision, config.tta).cpu().numpy()
+        pixels, tile = pixels.to(self.device), self.config.tile
+        both = (pixels, restained(pixels, *self.change)) if self.change else (pixels,)
+        inputs = [extend(to_input(part).permute(0, 3, 1, 2), tile, tile) for part in both]
+        return tile_probability(self.model, inputs, self.config.precision, self.config.tta).cpu().numpy()
 
 
 def normalising(slide: Slide, model: nn.Module, config: RunConfig, grid: Grid, tiles: Sequence[tuple]) -> Sequence:

@@ -156,6 +156,23 @@ def test_test_time_augmentation_is_the_mean_of_eight_views():
     assert np.allclose(predict_probability(model, image, tile=128, tta=True), np.mean(views, 0), atol=1e-5)
 
 
+def test_of_a_normalised_image_there_is_one_view_or_the_mirrored_four():
+    """One view is of the normalised image alone; of eight, four are of the image as it is."""
+    torch.manual_seed(0)
+    model, image = nn.Conv2d(3, 2, 9, padding=4), noise(128, 128)
+    stained = np.uint8(image * 0.7)
+    once = predict_probability(model, image, stained=stained, tile=128)
+    assert np.array_equal(once, predict_probability(model, stained, tile=128))
+    views = []
+    for turns in range(4):
+        for source, turn in ((image, lambda x: x), (stained, np.fliplr)):
+            view = predict_probability(model, np.ascontiguousarray(turn(np.rot90(source, turns))), tile=128)
+            views.append(np.rot90(turn(view), -turns))
+    both = predict_probability(model, image, stained=stained, tile=128, tta=True)
+    assert np.allclose(both, np.mean(views, 0), atol=1e-5)
+    assert np.abs(both - predict_probability(model, stained, tile=128, tta=True)).max() > 1e-3, "it matters"
+
+
 def test_a_small_image_is_extended_by_reflection():
     torch.manual_seed(0)
     look_around, image = nn.Conv2d(3, 2, 9, padding=4), noise(90, 100)

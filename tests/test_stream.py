@@ -74,6 +74,9 @@ def test_a_slide_is_brought_to_the_stain_that_was_learned(tmp_path, model):
     stored = np.zeros(pixels.shape[:2], np.uint16)
     infer(slide, network, grid, tiles, stored, batch=4, clock=Clock())
     np.testing.assert_allclose(stored / STEPS, predict_probability(model, changed[0].numpy(), tile=128), atol=5.1e-5)
+    tiles, views = pixels[None, :128, :128], Network(model, replace(config, tta=True), change=change)
+    both = predict_probability(model, tiles[0], stained=changed[0, :128, :128].numpy(), tile=128, tta=True)
+    np.testing.assert_allclose(views(tiles)[0], both, atol=1e-6)
     assert np.abs(stored / STEPS - whole(slide, model)).max() > 0.01, "it matters"
     assert normalising(slide, model, PLAIN, grid, tiles) == normalising(slide, model, config, grid, []) == ()
 
