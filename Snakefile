@@ -23,7 +23,7 @@ PROFILE, SEED = config.get("profile", "sample"), config.get("seed", 0)
 EXPERIMENT, SEEDS = "MoNuSeg", int(config.get("seeds", 1))  # of the comparison and the ablation
 RELEASES = str(config.get("data") or "")  # folder of real releases; look-alikes are made where it is empty
 ELSEWHERE = ["PUMA"]  # data sets on which the experiment's network is measured as well
-CODE = "csamnet/*.py", "csamnet/datasets.toml", "csamnet/figures.mplstyle"
+CODE = "csamnet/*.py", "csamnet/datasets.toml", "csamnet/pages/*", "csamnet/wsi/*"
 ROOT = "data/prepared" if RELEASES else "data/prepared/samples"
 
 if PROFILE != "sample" and not RELEASES:
@@ -75,7 +75,7 @@ def reading(wildcards):
 
 def page(wildcards):
     """What a page depends on besides data and results: the template, the code, of the table its own entry."""
-    return [repr(TABLE[wildcards.dataset]), text("notebooks/dataset.ipynb", "csamnet/figures.mplstyle", "csamnet/*.py")]
+    return [repr(TABLE[wildcards.dataset]), text("notebooks/dataset.ipynb", "csamnet/*.py", "csamnet/pages/*")]
 
 
 def run(wildcards, input):

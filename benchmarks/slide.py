@@ -30,9 +30,9 @@ from csamnet.inference import learned_mpp, load
 from csamnet.results import hardware
 from csamnet.samples.slides import CASES, paint_slide
 from csamnet.samples.tissue import STAINS
-from csamnet.slide_run import Options, frame_of, run_slide
 from csamnet.slides import Frame, Slide
-from csamnet.stream import Clock, Grid, Network, reader
+from csamnet.wsi.slide_run import Options, frame_of, run_slide
+from csamnet.wsi.stream import Clock, Grid, Network, reader
 
 MPP, TILE, BLOCK = 0.25, 512, 2048  # um, pixels of a stored tile, pixels of the picture that is repeated
 GLASS = (245, 241, 244)

@@ -12,11 +12,11 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import DownloadColumn
 from rich.table import Table
 
-from csamnet.cli_slide import Device, Normalise, Threshold, Tta, Weights, progress, slide
 from csamnet.config import RIVALS, SIZES, make_config
 from csamnet.files import InputError, read_json
 from csamnet.paths import DOWNLOADS, FIGURES, PREPARED, RESULTS, SAMPLES, WEIGHTS
 from csamnet.terminal import app, bar, command, console
+from csamnet.wsi.cli_slide import Device, Normalise, Threshold, Tta, Weights, progress, slide
 
 __all__ = ["app"]
 
@@ -46,7 +46,7 @@ def data(
     cards: Annotated[bool, typer.Option("--cards", help="Write the data cards in data/ anew.")] = False,
 ):
     """List the data sets: what they are, and what is here of each."""
-    from csamnet.cards import inventory, write_cards
+    from csamnet.pages.cards import inventory, write_cards
 
     caption = "absent: csamnet download NAME fetches it, or says how to get it"
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption)
@@ -182,8 +182,8 @@ def evaluate(
     """Measure a trained network; write per_image.csv, curves.csv and summary.json beside its weights."""
     from csamnet.datasets import get_dataset
     from csamnet.evaluate import evaluate
+    from csamnet.pages.tables import KINDS
     from csamnet.results import read_summary
-    from csamnet.tables import KINDS
 
     other = get_dataset(on, root).name if on else None
     with bar(f"Evaluating {run.name} on {' '.join(filter(None, (other, split)))}") as tick:
@@ -210,8 +210,8 @@ def robustness(
     device: Device = "auto",
 ):
     """Measure a trained network on the same images stained otherwise and at other resolutions."""
+    from csamnet.pages.tables import show
     from csamnet.robustness import read_robustness, robustness
-    from csamnet.tables import show
 
     with bar(f"Changing images for {run.name}") as tick:
         path = robustness(run, root, split=split, normalise=normalise, device=device, on_change=tick)
@@ -271,7 +271,7 @@ def notebook(
     parameter: Annotated[list[str], typer.Option("-p", "--parameter", help="NAME=VALUE; repeatable.")] = [],  # noqa: B006
 ):
     """Run a notebook by papermill; unknown parameters are refused before anything runs."""
-    from csamnet.execution import run_notebook
+    from csamnet.pages.execution import run_notebook
 
     console.print(f"Running {out}", soft_wrap=True)
     run_notebook(template, out, dict(map(_setting, parameter)))
@@ -284,7 +284,7 @@ def figures(
     root: Annotated[Path | None, typer.Option(help="Prepared data sets, for the figures that show images.")] = None,
 ):
     """Draw every figure of the comparison again, from results to SVG, PNG and PDF."""
-    from csamnet.gallery import make_figures
+    from csamnet.pages.gallery import make_figures
 
     for path in make_figures(results, out, root):
         console.print(path, soft_wrap=True)
@@ -298,7 +298,7 @@ def complexity(
     device: Device = "auto",
 ):
     """Count and time the networks of the comparison: parameters, multiply-adds, latency, memory, images per second."""
-    from csamnet.complexity import measure_costs
+    from csamnet.pages.complexity import measure_costs
 
     names = models or ["CSAMNet-S", "CSAMNet-M", "CSAMNet-L", *RIVALS]
     console.print(measure_costs(names, out, device, say=console.print), soft_wrap=True)

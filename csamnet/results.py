@@ -22,14 +22,17 @@ CODE = {
     "train": ("images", "losses", "model", "data", "metrics", "evaluate", "train"),
     "evaluate": ("images", "model", "data", "instances", "metrics", "evaluate"),
     "robustness": ("images", "model", "data", "instances", "metrics", "evaluate", "robustness"),
-    "stream": ("images", "model", "data", "evaluate", "slides", "stream"),
-    "slide": ("instances", "slide_outputs", "slide_run"),
+    "stream": ("images", "model", "data", "evaluate", "slides", "wsi/stream"),
+    "slide": ("instances", "wsi/slide_outputs", "wsi/slide_run"),
 }
 """The files whose change makes a training, an evaluation, a slide's probability or what follows from it stale."""
 
 SEEN = "images.json"
 """In a run folder: what it was trained on and selected on, split -> hash of an image's pixels -> its name; and under
 `groups`, split -> their patients or slides."""
+
+MEASURES = ("miou", "dice", "ap", "auc")
+"""What is told of an evaluation first."""
 
 LIBRARIES = ("torch", "lightning-fabric", "numpy", "scipy", "scikit-image", "safetensors")
 

@@ -16,9 +16,8 @@ from csamnet.data import Sample, load_split, restained
 from csamnet.datasets import get_dataset
 from csamnet.evaluate import finite, known_images, load_run, measure, predictor
 from csamnet.files import InputError, read_json, write_json
-from csamnet.measured import MEASURES
 from csamnet.metrics import pool
-from csamnet.results import data_card, fingerprint, hardware, keep_real, measured_in, read_run
+from csamnet.results import MEASURES, data_card, fingerprint, hardware, keep_real, measured_in, read_run
 
 STAINS, RESOLUTIONS = (0.5, 0.7, 1.4, 2.0), (2, 4)
 CHANGES = {"haematoxylin": STAINS, "eosin": STAINS, "coarser": RESOLUTIONS, "coarser, enlarged": RESOLUTIONS}

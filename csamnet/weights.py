@@ -14,10 +14,10 @@ from csamnet.evaluate import find_run_weights, load_run, validate, validation_sc
 from csamnet.files import InputError, atomic
 from csamnet.manifest import read_manifest
 from csamnet.model import load_strictly, read_about, save_weights
+from csamnet.pages.tables import KINDS, show
+from csamnet.pages.weight_card import weights_card
 from csamnet.paths import WEIGHTS
 from csamnet.results import read_run, read_summary
-from csamnet.tables import KINDS, show
-from csamnet.weight_card import weights_card
 
 SAME = 2e-4
 """By how much half precision may change the validation mIoU: 0.02 points."""

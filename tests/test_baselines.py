@@ -18,10 +18,10 @@ from csamnet.baselines.fields import CPPNet, DenseDecoder, HoVerNet, ResponseNor
 from csamnet.baselines.otsu import otsu_haematoxylin
 from csamnet.baselines.transformers import Attention, Block, ViT, relative
 from csamnet.baselines.unets import Gate, SplitAttention, vgg
-from csamnet.complexity import complexity
 from csamnet.files import InputError
 from csamnet.losses import segmentation_loss
 from csamnet.model import load_strictly
+from csamnet.pages.complexity import complexity
 
 every = pytest.mark.parametrize("name", BASELINES)
 

@@ -21,9 +21,9 @@ import yaml
 from PIL import Image
 from web import serve
 
-from csamnet.figures import architecture, save
 from csamnet.files import write_json
-from csamnet.gallery import paper_cost
+from csamnet.pages.figures import architecture, save
+from csamnet.pages.gallery import paper_cost
 
 ROOT = Path(__file__).resolve().parents[1]
 VENDOR = ROOT / "book" / "vendor"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from csamnet.cards import card, overview, paper_says, write_cards
 from csamnet.config import RunConfig, make_config
 from csamnet.datasets import DATASETS
+from csamnet.pages.cards import card, overview, paper_says, write_cards
 from csamnet.paths import DATA
 
 

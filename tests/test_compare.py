@@ -14,7 +14,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny import make_tree
 
 from csamnet.baselines import BASELINES
-from csamnet.compare import (
+from csamnet.config import MODELS, RIVALS, RunConfig, experiment
+from csamnet.evaluate import measure, write_evaluation
+from csamnet.files import InputError, read_json, write_json
+from csamnet.metrics import BINS, average_precision, coarse, from_counts, roc_auc, score_histogram
+from csamnet.pages.compare import (
     MEASURES,
     RESAMPLES,
     against,
@@ -27,12 +31,8 @@ from csamnet.compare import (
     over_images,
     paired,
 )
-from csamnet.config import MODELS, RIVALS, RunConfig, experiment
-from csamnet.evaluate import measure, write_evaluation
-from csamnet.files import InputError, read_json, write_json
-from csamnet.measured import read_curves, read_evaluation, read_objects, read_scores
-from csamnet.metrics import BINS, average_precision, coarse, from_counts, roc_auc, score_histogram
-from csamnet.notebooks import evaluate_otsu
+from csamnet.pages.measured import read_curves, read_evaluation, read_objects, read_scores
+from csamnet.pages.notebooks import evaluate_otsu
 from csamnet.results import read_summary, run_folder
 
 

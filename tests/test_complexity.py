@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csamnet import complexity as module
 from csamnet.baselines import PUBLISHED
-from csamnet.complexity import complexity, complexity_table, latency, throughput
 from csamnet.files import InputError, write_json
 from csamnet.model import CSAMNet
-from csamnet.tables import costs_measured
+from csamnet.pages import complexity as module
+from csamnet.pages.complexity import complexity, complexity_table, latency, throughput
+from csamnet.pages.tables import costs_measured
 
 
 class Attention(nn.Module):

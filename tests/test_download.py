@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from csamnet.cards import inventory
 from csamnet.datasets import DATASETS, Dataset, File
 from csamnet.download import download, steps
 from csamnet.files import InputError, read_json, write_json
 from csamnet.images import write_image
+from csamnet.pages.cards import inventory
 from csamnet.prepare import prepare
 
 pytest.importorskip("pooch", reason="the extra `download` is not installed")

@@ -16,11 +16,11 @@ from matplotlib.text import Text
 from PIL import Image
 from skimage.draw import disk
 
-from csamnet import architecture, figures, gallery, tables
-from csamnet.compare import label_variants
 from csamnet.files import InputError
 from csamnet.metrics import curves, image_metrics, score_histogram
 from csamnet.model import CSAMNet
+from csamnet.pages import architecture, figures, gallery, tables
+from csamnet.pages.compare import label_variants
 
 SAMPLE, REAL = "MoNuSeg · test · sample data", "MoNuSeg · test · measured on real data"
 CODE = "drawn from the code"
@@ -184,7 +184,7 @@ def test_a_figure_says_what_data_it_shows_and_repeats(draw, name):
     assert alt.endswith((f"{SAMPLE}.", f"{REAL}.", f"{CODE}."))
     assert "nan" not in words(figure) + alt
     module, function = figure.get_gid().rsplit(".", 1)
-    assert getattr(figures, function).__module__ == module == "csamnet.figures"  # so the API page has it
+    assert getattr(figures, function).__module__ == module == "csamnet.pages.figures"  # so the API page has it
 
 
 @pytest.mark.parametrize("name", ["history", "best_and_worst", "cost"])
@@ -371,8 +371,8 @@ def test_display_gives_notebooks_the_text(draw, monkeypatch):
     figures.display(draw["history"]())
     figures.display(draw["image_sheet"]())
     (chart, about), (below,), (photographs, _), (other,) = sent
-    assert '<a href="../api.html#csamnet.figures.history">' in below["text/html"]
-    assert "#csamnet.figures.image_sheet" in other["text/html"]
+    assert '<a href="../api.html#csamnet.pages.figures.history">' in below["text/html"]
+    assert "#csamnet.pages.figures.image_sheet" in other["text/html"]
     assert chart["image/svg+xml"].startswith("<?xml")
     assert about["image/svg+xml"]["alt"] == chart["text/plain"]
     assert base64.b64decode(photographs["image/jpeg"])[:2] == b"\xff\xd8"
@@ -585,7 +585,7 @@ def test_without_runs_there_are_the_figures_that_need_none(tmp_path):
 @pytest.fixture(scope="module")
 def explorer(views):
     pytest.importorskip("ipywidgets")
-    from csamnet.explorer import Explorer
+    from csamnet.pages.explorer import Explorer
 
     return Explorer(views, thresholds=(30, 50, 70))
 
@@ -646,7 +646,7 @@ def test_explorer_is_small_and_names_are_escaped(views):
     pytest.importorskip("ipywidgets")
     from ipywidgets import Widget
 
-    from csamnet.explorer import Explorer
+    from csamnet.pages.explorer import Explorer
 
     def enlarged(view: figures.View) -> figures.View:
         planes = {key: np.tile(getattr(view, key), (4, 4)) for key in ("truth", "labels", "probability")}
@@ -666,7 +666,7 @@ def test_spread(length, most, expected):
 
 
 def test_many_images_become_boxes(tmp_path):
-    from csamnet.figures import MOST
+    from csamnet.pages.figures import MOST
 
     rng = np.random.default_rng(0)
     many = pd.DataFrame({"organ": ["lung"] * 200 + ["brain"] * 50, "miou": rng.uniform(0.2, 0.4, 250)})

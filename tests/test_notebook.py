@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from csamnet import execution, notebooks, tables
-from csamnet.compare import compare
 from csamnet.config import make_config
 from csamnet.evaluate import Measured, write_evaluation
 from csamnet.files import InputError, read_json, write_json
 from csamnet.metrics import BINS, coarse, image_metrics
+from csamnet.pages import execution, notebooks, tables
+from csamnet.pages.compare import compare
 from csamnet.prepare import prepare
 from csamnet.results import hardware, libraries, run_folder
 from csamnet.samples import make_sample

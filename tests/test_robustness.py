@@ -14,14 +14,13 @@ from skimage.color import rgb2hed
 from tiny import discs, make_tree, settings
 from typer.testing import CliRunner
 
-from csamnet import generalisation
 from csamnet.cli import app
 from csamnet.config import make_config
 from csamnet.data import HED, draw_images, load_split
 from csamnet.evaluate import evaluate
 from csamnet.files import InputError, read_json, write_json
-from csamnet.measured import MEASURES
-from csamnet.results import find_runs, read_summary
+from csamnet.pages import generalisation
+from csamnet.results import MEASURES, find_runs, read_summary
 from csamnet.robustness import CHANGES, Changed, changes_for, read_robustness, robustness, stained
 from csamnet.train import train
 
@@ -277,7 +276,7 @@ def test_normalised_images_and_eight_views_stand_below_those_as_they_are(tmp_pat
 
 
 def test_the_page_on_a_tiny_look_alike(tmp_path):
-    from csamnet.execution import ROOT, run_notebook
+    from csamnet.pages.execution import ROOT, run_notebook
 
     root, out = make_tree(tmp_path), tmp_path / "page.ipynb"
     given = {"epochs": 1, "steps_per_epoch": 2, "results": str(tmp_path / "results"), "root": str(root), "others": ""}
@@ -285,8 +284,8 @@ def test_the_page_on_a_tiny_look_alike(tmp_path):
     page = out.read_text()
     assert "CSAMNet-XS-sample-2images-seed0" in page
     for name in ("changed_images", "robustness", "learning_curve"):
-        assert f"drawn by csamnet.figures.{name}" in page
-    curve, nothing = "drawn by csamnet.figures.learning_curve", "**Not run.**"
+        assert f"drawn by csamnet.pages.figures.{name}" in page
+    curve, nothing = "drawn by csamnet.pages.figures.learning_curve", "**Not run.**"
     for results, said in ((given["results"], curve), (str(tmp_path / "none"), nothing)):
         run_notebook(ROOT / "notebooks" / "generalisation.ipynb", out, {"measured": 1, "results": results})
         page = out.read_text()

@@ -18,13 +18,13 @@ import torch
 from tiny import discs
 from tiny_slides import WHOLE, everything, pyramid
 
-from csamnet import slide_jobs, slide_run, stream
 from csamnet.config import RunConfig
 from csamnet.files import InputError
 from csamnet.inference import load
 from csamnet.model import CSAMNet, save_weights
-from csamnet.slide_jobs import overview, run_slides, share_slides, write_overview
-from csamnet.slide_run import Options
+from csamnet.wsi import slide_jobs, slide_run, stream
+from csamnet.wsi.slide_jobs import overview, run_slides, share_slides, write_overview
+from csamnet.wsi.slide_run import Options
 
 
 def test_what_fails_for_one_slide_leaves_a_word_and_the_others(tmp_path, model, path, monkeypatch):

@@ -13,10 +13,10 @@ import tifffile
 import zarr
 from tiny_slides import polygons
 
-from csamnet import slide_outputs
 from csamnet.instances import instances_from_probability, outlines
-from csamnet.slide_outputs import Nuclei
 from csamnet.slides import STEPS, Frame
+from csamnet.wsi import slide_outputs
+from csamnet.wsi.slide_outputs import Nuclei
 
 
 def blobs(seed: int, height: int, width: int, count: int) -> np.ndarray:

@@ -23,14 +23,14 @@ import zarr
 from tiny import discs
 from tiny_slides import WHOLE, Dark, everything, polygons, pyramid, whole
 
-from csamnet import slide_run, stream
 from csamnet.evaluate import predict_probability
 from csamnet.files import InputError
 from csamnet.instances import instances_from_probability, outlines
-from csamnet.slide_jobs import overview, run_slides
-from csamnet.slide_run import Options, run_slide
 from csamnet.slides import STEPS, Slide
-from csamnet.stream import Network
+from csamnet.wsi import slide_run, stream
+from csamnet.wsi.slide_jobs import overview, run_slides
+from csamnet.wsi.slide_run import Options, run_slide
+from csamnet.wsi.stream import Network
 
 
 def test_another_share_of_normalisation_is_another_slide(tmp_path, model):
@@ -246,9 +246,9 @@ import os, sys, time, torch
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from pathlib import Path
-import csamnet.slide_figures
+import csamnet.wsi.slide_figures
 from tiny_slides import Dark, WHOLE
-from csamnet.slide_run import run_slide
+from csamnet.wsi.slide_run import run_slide
 class Slow(Dark):
     def forward(self, x):
         time.sleep(0.02)

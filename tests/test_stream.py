@@ -10,11 +10,11 @@ import torch
 from tiny import discs
 from tiny_slides import PLAIN, WHOLE, Dark, pyramid, whole
 
-from csamnet import slide_run, stream
 from csamnet.data import change_to, restained, stain_of
 from csamnet.evaluate import predict_probability
 from csamnet.slides import STEPS, Frame, Slide
-from csamnet.stream import Clock, Grid, Network, infer, normalising, stitch
+from csamnet.wsi import slide_run, stream
+from csamnet.wsi.stream import Clock, Grid, Network, infer, normalising, stitch
 
 ALL = np.ones((1, 1), bool), 1e9  # tissue everywhere
 

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from csamnet import tables
 from csamnet.config import make_config
 from csamnet.files import write_json
+from csamnet.pages import tables
 from csamnet.results import run_folder
 
 LESION = ("lesion", "lesions")

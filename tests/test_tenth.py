@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tiny import discs
 
-from csamnet.cards import card
 from csamnet.datasets import DATASETS, read_table
 from csamnet.files import InputError, write_json
 from csamnet.manifest import read_manifest
+from csamnet.pages.cards import card
 from csamnet.prepare import prepare
 from csamnet.readers import READERS
 

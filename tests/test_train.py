@@ -40,7 +40,7 @@ from csamnet.evaluate import (
 from csamnet.files import InputError, read_json, write_json
 from csamnet.losses import dice_loss, segmentation_loss
 from csamnet.model import CSAMNet
-from csamnet.notebooks import evaluate_otsu
+from csamnet.pages.notebooks import evaluate_otsu
 from csamnet.prepare import prepare
 from csamnet.results import images_learned
 from csamnet.train import (

@@ -14,12 +14,12 @@ from PIL import Image
 from web import serve
 
 from csamnet.datasets import get_dataset
-from csamnet.figures import rendered
 from csamnet.files import InputError
 from csamnet.manifest import COLUMNS
-from csamnet.slide_figures import Shown, close_ups, heatmaps, workflow
+from csamnet.pages.figures import rendered
 from csamnet.slides import Slide
-from csamnet.viewer import TILE, choose_slides, find_release, make_viewer, summary_table
+from csamnet.wsi.slide_figures import Shown, close_ups, heatmaps, workflow
+from csamnet.wsi.viewer import TILE, choose_slides, find_release, make_viewer, summary_table
 
 ROOT = Path(__file__).resolve().parents[1]
 VENDOR, ASSETS = ROOT / "book" / "vendor", ROOT / "book" / "assets"

@@ -26,12 +26,12 @@ from csamnet.datasets import DATASETS, get_dataset
 from csamnet.evaluate import evaluate, measure, validate, validation_scores, write_evaluation
 from csamnet.files import InputError, read_json, write_json
 from csamnet.inference import predict_files, target_of
-from csamnet.measured import BINS, MEASURES, read_evaluation, read_objects
 from csamnet.metrics import EDGES
+from csamnet.pages.measured import BINS, MEASURES, read_evaluation, read_objects
+from csamnet.pages.tables import provenance, show_seeds
+from csamnet.pages.weight_card import weaknesses, weights_card
 from csamnet.results import read_config
 from csamnet.robustness import changes_for
-from csamnet.tables import provenance, show_seeds
-from csamnet.weight_card import weaknesses, weights_card
 from csamnet.weights import NEAR, SAME, halved, ship
 
 ROOT = Path(__file__).resolve().parents[1]

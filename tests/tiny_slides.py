@@ -14,8 +14,8 @@ from torch import nn
 from csamnet.config import RunConfig
 from csamnet.evaluate import predict_probability
 from csamnet.files import sha256_file
-from csamnet.slide_run import Options
 from csamnet.slides import Slide
+from csamnet.wsi.slide_run import Options
 
 WHOLE = Options(at=0.5, whole=True, batch=3)
 PLAIN = RunConfig(tile=128, precision="fp32")

@@ -31,10 +31,9 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from csamnet.cli import app as command_line
-from csamnet.complexity import complexity, full_size
 from csamnet.config import SIZES
-from csamnet.results import read_summary
-from csamnet.tables import (
+from csamnet.pages.complexity import complexity, full_size
+from csamnet.pages.tables import (
     KINDS,
     against_paper,
     costs_against_paper,
@@ -44,6 +43,7 @@ from csamnet.tables import (
     runs_measured,
     show_seeds,
 )
+from csamnet.results import read_summary
 
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "

@@ -87,7 +87,7 @@ COSTS: dict[str, tuple[int, int]] = {
     "BIDCell": (26_968_130, 197_841_125_376),
     "CellViT-SAM": (114_240_994, 86_318_120_960),
 }
-"""Parameters and multiply-adds at 256 x 256 of our full sizes, counted by `csamnet.complexity`; a test holds them."""
+"""Parameters and multiply-adds at 256 x 256 of our full sizes, by `csamnet.pages.complexity`; a test holds them."""
 
 
 def describe(name: str) -> str:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
 
-from csamnet.figures import BLACK, BLUE, NO_AXES, WIDTH, YELLOW, drawn, panels, picture
 from csamnet.instances import instances_from_probability
+from csamnet.pages.figures import BLACK, BLUE, NO_AXES, WIDTH, YELLOW, drawn, panels, picture
 from csamnet.slides import CELL_PIXELS, CELL_UM, STEPS, Frame, Slide
 
 RED = "#E00000"  # of annotated cancer, as in the paper

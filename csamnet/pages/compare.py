@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import permutation_test
 
-from csamnet.complexity import complexity, full_size
 from csamnet.config import VARIANTS, RunConfig
-from csamnet.measured import MEASURES, Evaluation, check_comparable, read_evaluation
 from csamnet.metrics import COUNTS, average_precision, from_counts, roc_auc
+from csamnet.pages.complexity import complexity, full_size
+from csamnet.pages.measured import Evaluation, check_comparable, read_evaluation
+from csamnet.pages.tables import LEVEL
 from csamnet.paths import RESULTS
-from csamnet.results import find_runs, read_config, read_summary
-from csamnet.tables import LEVEL
+from csamnet.results import MEASURES, find_runs, read_config, read_summary
 
 RESAMPLES = 2000  # of the images, for an interval
 

@@ -17,7 +17,6 @@ import torch
 import zarr
 from torch import nn
 
-from csamnet import slide_outputs as outputs
 from csamnet.config import RunConfig
 from csamnet.data import stain_wanted
 from csamnet.files import InputError, atomic, printable, read_json, sha256_file, sha256_json, write_csv, write_json
@@ -25,7 +24,8 @@ from csamnet.inference import learned_mpp, target_of, weights_sha256
 from csamnet.processes import fresh_processes
 from csamnet.results import code_sha256
 from csamnet.slides import CHUNK, STEPS, Frame, Slide, find_tissue
-from csamnet.stream import Clock, Grid, Network, infer, normalising
+from csamnet.wsi import slide_outputs as outputs
+from csamnet.wsi.stream import Clock, Grid, Network, infer, normalising
 
 TILE_BYTES = 1 << 28  # of a GPU's memory that a tile may take
 RESULTS = ("probability.zarr", "nuclei.geojson", "mask.ome.tiff", "burden.npy", "burden.csv", "burden.png",
@@ -214,8 +214,8 @@ class Job:
 
     def draw(self, picture: np.ndarray, tissue: np.ndarray, fraction: np.ndarray, cancer: Sequence[np.ndarray]) -> None:
         """burden.npy, burden.csv and burden.png, and report.png."""
-        from csamnet.figures import save
-        from csamnet.slide_figures import burden_map, report
+        from csamnet.pages.figures import save
+        from csamnet.wsi.slide_figures import burden_map, report
 
         folder, frame, slide = self.folder, self.frame, self.slide
         with atomic(folder / "burden.npy") as temporary:

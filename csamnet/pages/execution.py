@@ -11,8 +11,8 @@ from textwrap import shorten
 
 from csamnet.datasets import Dataset, get_dataset
 from csamnet.files import InputError, atomic
+from csamnet.pages.tables import KINDS
 from csamnet.paths import PREPARED, ROOT
-from csamnet.tables import KINDS
 
 
 def run_notebook(template: Path, out: Path, parameters: dict) -> None:

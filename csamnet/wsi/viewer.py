@@ -25,20 +25,20 @@ from PIL import Image, ImageColor
 from torch import nn
 
 from csamnet.datasets import Dataset
-from csamnet.figures import YELLOW
 from csamnet.files import InputError, replacing
 from csamnet.images import IMAGE_SUFFIXES
 from csamnet.manifest import read_manifest
+from csamnet.pages.figures import YELLOW
+from csamnet.pages.tables import markdown
 from csamnet.paths import EXECUTED, SAMPLES
 from csamnet.readers.common import by_stem
 from csamnet.readers.slides import SUFFIXES
 from csamnet.samples import make_sample
-from csamnet.slide_figures import HEAT, RED, Shown
-from csamnet.slide_jobs import run_slides
-from csamnet.slide_outputs import annotated
-from csamnet.slide_run import Options
 from csamnet.slides import Slide
-from csamnet.tables import markdown
+from csamnet.wsi.slide_figures import HEAT, RED, Shown
+from csamnet.wsi.slide_jobs import run_slides
+from csamnet.wsi.slide_outputs import annotated
+from csamnet.wsi.slide_run import Options
 
 TILE = 254  # pixels
 PAINT = ImageColor.getrgb(YELLOW)

@@ -18,9 +18,9 @@ from matplotlib import colormaps
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
-from csamnet.figures import ERRORS, View, error_pixels, spread
 from csamnet.metrics import confusion, from_counts
-from csamnet.tables import TARGET, TITLES, show
+from csamnet.pages.figures import ERRORS, View, error_pixels, spread
+from csamnet.pages.tables import TARGET, TITLES, show
 
 LAYERS = {
     "errors": "Light blue: found. Dark blue: missed. Orange: falsely found.",

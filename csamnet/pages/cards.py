@@ -10,9 +10,9 @@ import pandas as pd
 from csamnet.config import RunConfig
 from csamnet.datasets import DATASETS, Dataset, entry_of
 from csamnet.files import read_json, write_text
+from csamnet.pages.tables import markdown
 from csamnet.paths import DATA, PUBLISHED
 from csamnet.results import data_card
-from csamnet.tables import markdown
 
 REASONS = {
     "stain": "no stain to change",

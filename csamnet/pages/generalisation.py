@@ -15,11 +15,10 @@ from csamnet.data import load_split
 from csamnet.datasets import get_dataset, split_by_organ
 from csamnet.evaluate import evaluate
 from csamnet.files import InputError
-from csamnet.measured import MEASURES
-from csamnet.notebooks import checked, notebook_config, notebook_runs, prepared, run_model
-from csamnet.results import find_runs, images_learned, read_config, read_run, read_summary, share_told
+from csamnet.pages.notebooks import checked, notebook_config, notebook_runs, prepared, run_model
+from csamnet.pages.tables import KINDS, TITLES, markdown, show
+from csamnet.results import MEASURES, find_runs, images_learned, read_config, read_run, read_summary, share_told
 from csamnet.robustness import Changed, changes_for, read_robustness, robustness
-from csamnet.tables import KINDS, TITLES, markdown, show
 
 IMAGES = (1, 2, 4, 8, 16)
 """Numbers of training images in a learning curve, as far as there are so many; and all of them."""

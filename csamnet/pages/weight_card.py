@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from csamnet.datasets import Dataset
-from csamnet.measured import MEASURES, Evaluation, check_comparable, read_evaluation, read_objects
 from csamnet.metrics import calibration
-from csamnet.results import find_runs, images_learned, read_config, read_run, read_summary
+from csamnet.pages import tables
+from csamnet.pages.measured import Evaluation, check_comparable, read_evaluation, read_objects
+from csamnet.pages.tables import KINDS, TITLES, markdown, paper_scores, show, show_seeds
+from csamnet.results import MEASURES, find_runs, images_learned, read_config, read_run, read_summary
 from csamnet.robustness import read_robustness
-from csamnet.tables import KINDS, TITLES, chosen_by, duration, markdown, paper_scores, place, recipe, show, show_seeds
 
 
 def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, groups: int) -> str:
@@ -30,7 +31,7 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
     test = f"{_scores([summary['pooled']])}: {summary['n']} images, pooled, one seed; *{KINDS[data['kind']]}*"
     if len(pooled) > 1:
         test += f". With others, {len(pooled)} seeds, mean ± standard deviation: {_scores(pooled)}"
-    part = _part(entry, sum(counts.values()), groups)
+    part, best = _part(entry, sum(counts.values()), groups), run["best_epoch"]
     hashes = [run["code_sha256"], *dict.fromkeys(about["data"]["manifest_sha256"] for about in (run, summary))]
     private = "; not for commercial use" if "NC" in entry.licence else ""
     rows = {
@@ -38,9 +39,9 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
         "network": f"{config.model}, {run['parameters']:,} parameters, half precision, {size / 1e6:.1f} MB",
         "data": entry.note,
         "trained on": f"{images_learned(run)} images, {'none' if config.refit else counts['val']} to choose on{part}",
-        "recipe": recipe(config),
-        "training": f"{duration(run['wall_s'])} on {place(run['hardware'])}; kept: epoch {run['best_epoch']} "
-        f"(step {run['best_epoch'] * config.steps_per_epoch:,}), {chosen_by(run)}",
+        "recipe": tables.recipe(config),
+        "training": f"{tables.duration(run['wall_s'])} on {tables.place(run['hardware'])}; "
+        f"kept: epoch {best} (step {best * config.steps_per_epoch:,}), {tables.chosen_by(run)}",
         "licence": f"{entry.licence}, that of the data{private}",
         "test": test,
         "half precision": f"changes the validation mIoU by {100 * change:.4f} points",

@@ -10,9 +10,8 @@ import pandas as pd
 
 from csamnet.config import RunConfig
 from csamnet.datasets import get_dataset
-from csamnet.measured import MEASURES
 from csamnet.paths import PUBLISHED, RESULTS
-from csamnet.results import find_runs, images_learned, read_config, read_run, read_summary
+from csamnet.results import MEASURES, find_runs, images_learned, read_config, read_run, read_summary
 
 KINDS = {"real": "measured on real data", "sample": "sample data"}
 """What is said of a number, by the kind of its data."""
@@ -141,7 +140,7 @@ def costs_against_paper(dataset: str = "MoNuSeg") -> str:
 
     The paper's M fits our counts where it is 2**20; its G fits some as 2**30 and others as 1e9.
     """
-    from csamnet.complexity import complexity_table
+    from csamnet.pages.complexity import complexity_table
 
     table, origins = complexity_table(), published(dataset).set_index("model")["origin"]
     rows = []
@@ -162,7 +161,7 @@ def costs_against_paper(dataset: str = "MoNuSeg") -> str:
 
 def costs_measured(folder: Path | str | None = None) -> str:
     """The tables that `csamnet complexity` wrote, one for each device, in Markdown; or that there are none."""
-    from csamnet.complexity import read_costs
+    from csamnet.pages.complexity import read_costs
 
     parts = []
     for path in sorted(Path(folder or RESULTS, "complexity").glob("*.json")):

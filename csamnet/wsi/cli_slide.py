@@ -50,8 +50,8 @@ def slide(
     unless --mpp says it.
     """
     from csamnet.inference import load
-    from csamnet.slide_jobs import run_slides, share_slides, write_overview
-    from csamnet.slide_run import Options
+    from csamnet.wsi.slide_jobs import run_slides, share_slides, write_overview
+    from csamnet.wsi.slide_run import Options
 
     options = Options(mpp, at, _region(region), whole, batch, workers, threshold, tta, normalise)
     with bar("Slides" if devices > 1 else "Tiles") as tick:
@@ -74,7 +74,7 @@ def _tell(row: dict) -> None:
 
 def progress(out: Annotated[Path, typer.Argument(help="Folder that csamnet slide writes to, maybe still.")]):
     """How far the slides of a folder are, and what was found in those that are done; writes it to slides.csv too."""
-    from csamnet.slide_jobs import overview, write_overview
+    from csamnet.wsi.slide_jobs import overview, write_overview
 
     columns = {"done": ".0%", "seconds": ",.0f", "tissue_mm2": ".3g", "nuclei": ",.0f", "nuclei_per_mm2": ",.0f"}
     table = Table("slide", "status", *columns)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from csamnet import figures
-from csamnet.compare import collect, compare, label_variants
 from csamnet.config import experiment
 from csamnet.files import InputError
-from csamnet.measured import read_curves
-from csamnet.notebooks import views_by_method
+from csamnet.pages import figures
+from csamnet.pages.compare import collect, compare, label_variants
+from csamnet.pages.measured import read_curves
+from csamnet.pages.notebooks import views_by_method
+from csamnet.pages.tables import published, source
 from csamnet.paths import FIGURES, PUBLISHED, RESULTS
 from csamnet.results import find_runs, read_config, read_summary
-from csamnet.tables import published, source
 
 
 def make_figures(

@@ -31,7 +31,7 @@ from scipy.stats import binomtest
 from csamnet.config import SIZES
 from csamnet.files import atomic
 from csamnet.instances import instances_from_probability, outlines
-from csamnet.tables import LEVEL, PERCENT, TARGET, TITLES, difference, show
+from csamnet.pages.tables import LEVEL, PERCENT, TARGET, TITLES, difference, show
 
 BLACK, GREY, ORANGE, GREEN, YELLOW = "#000000", "#767676", "#E69F00", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
@@ -846,8 +846,8 @@ def ablation(table: pd.DataFrame, source: str, *, key: str = "miou", ours: str =
 @drawn
 def architecture(network=None) -> Figure:
     """The network, all channels and sizes read from an instance of it; below, the inside of DCF and of CSAM."""
-    from csamnet import architecture as drawing
     from csamnet.model import CSAMNet
+    from csamnet.pages import architecture as drawing
 
     network = network or CSAMNet()
     titles = {

@@ -15,20 +15,20 @@ from skimage.color import rgb2hed
 
 from csamnet import results as stored
 from csamnet.baselines.otsu import otsu_haematoxylin
-from csamnet.compare import collect
 from csamnet.config import PROFILES, SIZES, RunConfig, experiment, make_config
 from csamnet.data import Sample, load_split
 from csamnet.datasets import Dataset, get_dataset
 from csamnet.evaluate import as_annotated, evaluate, load_run, measure, pick_device, predictor, write_evaluation
-from csamnet.figures import View, spread, true_objects
 from csamnet.files import InputError, read_json, write_json
 from csamnet.inference import load, predict, touching
-from csamnet.measured import read_images
+from csamnet.pages.compare import collect
+from csamnet.pages.figures import View, spread, true_objects
+from csamnet.pages.measured import read_images
+from csamnet.pages.tables import KINDS, markdown, place, show
 from csamnet.paths import PREPARED, RESULTS, SAMPLE_TREES
 from csamnet.prepare import prepare
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.samples import make_sample
-from csamnet.tables import KINDS, markdown, place, show
 
 HOW_TO_RUN = "`csamnet prepare`, `csamnet train --profile paper` and `csamnet evaluate` make one."
 

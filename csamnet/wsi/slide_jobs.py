@@ -19,8 +19,8 @@ from csamnet.evaluate import pick_device
 from csamnet.files import InputError, printable, write_csv, write_text
 from csamnet.inference import load, stems, weights_sha256
 from csamnet.processes import fresh_processes
-from csamnet.slide_run import Options, config_of, read_job, read_row, run_slide
 from csamnet.slides import Slide
+from csamnet.wsi.slide_run import Options, config_of, read_job, read_row, run_slide
 
 
 def run_slides(

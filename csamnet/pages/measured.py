@@ -14,9 +14,8 @@ import pandas as pd
 from csamnet.config import RunConfig
 from csamnet.files import InputError
 from csamnet.metrics import COUNTS, EDGES, from_counts
-from csamnet.results import read_config, read_summary
+from csamnet.results import MEASURES, read_config, read_summary
 
-MEASURES = ("miou", "dice", "ap", "auc")
 BINS = len(EDGES) + 1  # of an image's scores
 
 

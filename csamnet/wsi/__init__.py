@@ -1,0 +1,1 @@
+"""Whole slides: from tiles that are streamed through the network to files, figures and a viewer."""
