@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from csamnet.pages.tables import TITLES, against_paper, show, show_seeds
 from csamnet.paths import RESULTS, ROOT
 from csamnet.results import find_runs, read_run, read_summary
 from csamnet.robustness import read_robustness
-from csamnet.tables import against_paper, show, show_seeds
 
 
 def test_table_of_results_is_that_of_the_run_folders():
@@ -32,29 +32,54 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def seeds_told(dataset: str, profile: str, split: str = "test", seeds: int = 2) -> str:
-    """The three measures of all seeds of a run, as a sentence says them."""
-    pooled = [read_summary(run, split)["pooled"] for run in find_runs(RESULTS, dataset=dataset, profile=profile)]
-    assert len(pooled) == seeds
-    miou, ap, auc = (show_seeds(key, [one[key] for one in pooled]) for key in ("miou", "ap", "auc"))
-    return f"mIoU {miou}, AP {ap}, AUC {auc}"
+MORE = {
+    "mean of eight": ("MoNuSeg", "cpu-refit", "test-tta", 3),
+    "not learned from": ("MoNuSeg", "cpu", "test", 1),
+    "MoNuSeg, 800 steps": ("MoNuSeg", "short", "test", 2),
+    "Kumar": ("Kumar", "short", "test", 2),
+    "LIDC-IDRI": ("LIDC-IDRI", "short", "test", 2),
+    "BUSI": ("BUSI", "short", "test", 2),
+}
+"""What a row of the second table tells of -> data set, profile, which evaluation, seeds."""
+
+
+def test_more_results_are_those_of_the_run_folders():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.partition("<!-- more results -->")[2].partition("<!-- end of more results -->")[0]
+    rows = block.strip().splitlines()[2:]
+    for row, (words, (dataset, profile, split, seeds)) in zip(rows, MORE.items(), strict=True):
+        pooled = [read_summary(run, split)["pooled"] for run in find_runs(RESULTS, dataset=dataset, profile=profile)]
+        scores = [show_seeds(key, [one[key] for one in pooled]) for key in ("miou", "ap", "auc")]
+        assert words in row
+        assert row.endswith(f"| `{profile}` | {seeds} | {' | '.join(scores)} |"), row
+        assert len(pooled) == seeds
 
 
 def test_the_scores_in_its_sentences_are_those_of_the_run_folders():
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert (
-        f"`csamnet evaluate --tta`, chosen on validation): {seeds_told('MoNuSeg', 'cpu-refit', 'test-tta')} (" in text
-    )
-    assert f"(profile `cpu`, one seed): {seeds_told('MoNuSeg', 'cpu', seeds=1)}." in text
-    assert f"(profile `short`, two seeds): MoNuSeg {seeds_told('MoNuSeg', 'short')}. Kumar's" in text
-    assert f"(12 for training): {seeds_told('Kumar', 'short')}; nuclei" in text
-    assert f"CT crops of LIDC-IDRI: {seeds_told('LIDC-IDRI', 'short')}. Ultra" in text
-    assert f"(BUSI, which is not the paper's): {seeds_told('BUSI', 'short')}. No" in text
     both = [find_runs(RESULTS, dataset=name, profile="short") for name in ("Kumar", "MoNuSeg")]
     kumar, monuseg = (" and ".join(f"{read_summary(run)['pooled']['pq']:.4f}" for run in runs) for runs in both)
-    assert f"PQ {kumar}, for {monuseg} on MoNuSeg" in text
-    minutes = dict.fromkeys(f"{read_run(run)['wall_s'] / 60:.0f}" for run in find_runs(RESULTS, profile="cpu-refit"))
-    assert f"{' and '.join(minutes)} minutes a seed" in text
+    assert f"(PQ {kumar}, for {monuseg})" in text
+    minutes = [f"{read_run(run)['wall_s'] / 60:.0f}" for run in find_runs(RESULTS, profile="cpu-refit")]
+    assert f"{', '.join(minutes[:-1])} and {minutes[-1]} minutes a seed" in text
+
+
+def test_what_views_of_two_stains_bring_is_that_of_the_run_folders():
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    first, second = (RESULTS / "MoNuSeg" / f"CSAMNet-S-cpu-refit-seed{seed}" for seed in (0, 2))
+    told = []
+    for run in (first, second):
+        pooled = read_summary(run, "test-normalise0.75-tta")["pooled"]
+        told.append(", ".join(f"{TITLES[key]} {show(key, pooled[key])}" for key in ("miou", "ap", "auc")))
+    assert f"seed 0 reaches {told[0]} and seed 2 {told[1]}: what the paper" in text
+    usual = RESULTS / "MoNuSeg" / "CSAMNet-S-cpu-seed0"
+    after, before = (100 * read_summary(usual, f"val{end}-tta")["pooled"]["miou"] for end in ("-normalise0.75", ""))
+    assert f"it loses mIoU ({after:.2f} for {before:.2f} %)" in text
+    own = " ".join((ROOT / "book" / "own_images.md").read_text(encoding="utf-8").split())
+    for told in ("mIoU {} for {}, AP {} for {} on the same 14 images", "and {} for {}, AP {} for {} on that region"):
+        where = "test" if "images" in told else "PUMA-test"
+        parts = [read_summary(first, f"{where}{end}")["pooled"] for end in ("-normalise0.75-tta", "")]
+        assert told.format(*(show(key, part[key]) for key in ("miou", "ap") for part in parts)) in own
 
 
 def test_the_gain_of_enlarging_is_that_of_the_run_folder():
