@@ -7,7 +7,7 @@ it outlines what it sees, and loses at every border when it is compared with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -27,9 +27,7 @@ def annotation_offset(image: np.ndarray, mask: np.ndarray) -> tuple[float, float
     through it and its neighbours. None where there is no such place within REACH pixels.
     """
     density = ndimage.gaussian_filter(-np.log((np.float32(image[..., 0]) + 1) / 256), 1)
-    found = [
-        _peak(np.array([_agreement(density, mask, by, axis) for by in range(-REACH, REACH + 1)])) for axis in (1, 0)
-    ]
+    found = [_peak([_agreement(density, mask, by, axis) for by in range(-REACH, REACH + 1)]) for axis in (1, 0)]
     return None if None in found else tuple(found)
 
 
@@ -42,9 +40,9 @@ def _agreement(density: np.ndarray, mask: np.ndarray, by: int, axis: int) -> flo
     return abs(density[moved].mean() - density[~moved].mean()) * moved.std() / spread
 
 
-def _peak(heights: np.ndarray) -> float | None:
+def _peak(heights: Sequence[float]) -> float | None:
     """Where the parabola through the highest of `heights` at -REACH, ..., REACH and its neighbours has its peak."""
-    top = int(heights.argmax())
+    top = int(np.argmax(heights))
     if not 0 < top < len(heights) - 1:
         return None
     before, at, after = heights[top - 1 : top + 2]

@@ -98,8 +98,8 @@ class RunConfig:
     # inference
     overlap: float = 0.5  # of neighbouring tiles
     val_overlap: float = 0.25  # the same during training, where only the ranking of epochs matters
-    tta: bool = False  # mean over the eight flips and turns
-    normalise: float = 0.0  # share of the way to the training images' stain; with `tta` in the mirrored views
+    tta: bool = False  # mean over the eight flips and turns; where images are normalised, four are of them as they are
+    normalise: float = 0.0  # share of the way from an image's stain to that of the training images
     threshold: float = 0.5  # probability from which a pixel is foreground
 
     def __post_init__(self):

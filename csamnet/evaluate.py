@@ -99,11 +99,12 @@ def predict_probability(
 
     The image is cut into tiles of the size that was trained on, because the network's output depends on the size
     of what it is fed; neighbours overlap and are blended by `tile_weight`. A small image is extended by reflection.
-    `stained`, the same image normalised, and `tta` have their effect in `tile_probability`.
+    Where there is `stained`, the same image normalised, that is what the network sees; by `tta` it sees both.
     """
     device, (height, width) = next(model.parameters()).device, image.shape[:2]
     model.eval()
-    inputs = [_whole_input(one, tile, device) for one in (image, stained) if one is not None]
+    images = [image] * (tta or stained is None) + [stained] * (stained is not None)
+    inputs = [_whole_input(one, tile, device) for one in images]
     weight, shape = tile_weight(tile, device), inputs[0].shape[2:]
     total, norm = torch.zeros(2, *shape, device=device)
     corners = list(itertools.product(*(tile_corners(side, tile, overlap) for side in shape)))
@@ -125,8 +126,8 @@ def _whole_input(image: np.ndarray, tile: int, device: torch.device) -> Tensor:
 def tile_probability(model: nn.Module, tiles: Sequence[Tensor], precision: str, tta: bool = False) -> Tensor:
     """Foreground probability `(B, t, t)` float32 of inputs `(B, 3, t, t)`; by `tta` the mean of eight views.
 
-    `tiles` is one such input, or two: the same as they are and normalised. Of two the network sees the second; with
-    `tta` in the four mirrored views, and the first in the other four, so that the mean is of both stains.
+    `tiles` is one such input or, for `tta`, two: the tiles as they are, and normalised. Then the four mirrored views
+    are of the second and the other four of the first, so that the mean is of both stains.
     """
     total = torch.zeros(len(tiles[0]), *tiles[0].shape[2:], device=tiles[0].device)
     views = [(tiles[-flip], turns, flip) for turns in range(4) for flip in (0, 1)] if tta else [(tiles[-1], 0, 0)]
@@ -175,7 +176,10 @@ def stored_stain(path: Path) -> list[list[float]] | None:
 
 
 def validate(model: nn.Module, samples: list[Sample], config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Counts `(4,)` and score histogram `(2, BINS)` over `samples`; additive, so that processes can share the work."""
+    """Counts `(4,)` and score histogram `(2, BINS)` over `samples`; additive, so that processes can share the work.
+
+    By one view, whatever `tta` says: of the normalised image, where there is one.
+    """
     counts, histogram = np.zeros(4, np.int64), np.zeros((2, metrics.BINS), np.int64)
     predict = predictor(model, config, overlap=config.val_overlap, tta=False)
     for sample in samples:

@@ -85,7 +85,8 @@ def predict(
     to that one, and what is found in it back.
 
     `image` is (H, W) or (H, W, 1, 3 or 4), integers or floats: see `as_rgb`. `settings` replace the stored
-    `threshold`, `tile`, `overlap`, `tta`, `normalise`, `batch` or `precision`, None leaving one as it is.
+    `threshold`, `tile`, `overlap`, `tta`, `normalise`, `batch` or `precision`, None leaving one as it is; with both
+    `tta` and `normalise` four of the eight views are of the normalised image and four of the image as it is.
     InputError where a value is impossible. Nuclei below `min_area` pixels, as the network sees them, are dropped from
     `labels`, not from `mask`.
     """

@@ -164,7 +164,7 @@ def measured_in(
     """Where an evaluation lies: `test`, or on another data set than the run's own `Kumar-test`.
 
     With another `normalise` than the run's own it is `test-normalise1`, with eight views where the run has one
-    `test-tta`, with both `test-normalise1-tta`.
+    `test-tta`, with both `test-normalise1-tta` (four views normalised, four as it is).
     """
     config = read_run(folder)["config"]
     split += "" if normalise in (None, config.get("normalise", 0)) else f"-normalise{normalise:.15g}"

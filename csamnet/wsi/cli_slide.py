@@ -22,8 +22,8 @@ Whole = Annotated[bool, typer.Option("--whole", help="Glass too: for images in w
 Batch = Annotated[int | None, typer.Option(help="Tiles at once; else as the device's memory allows.", min=1)]
 Workers = Annotated[int, typer.Option(help="Processes that look for nuclei.", min=1)]
 Threshold = Annotated[float | None, typer.Option(help="Probability from which a pixel is foreground.")]
-Tta = Annotated[bool, typer.Option("--tta", help="Average over the eight flips and turns: eight times the work.")]
-Normalise = Annotated[float | None, typer.Option(help="How far, 0 to 1, to the stain learned; by --tta in four views.")]
+Tta = Annotated[bool, typer.Option("--tta", help="Mean of 8 flips and turns (with --normalise: 4 of each stain).")]
+Normalise = Annotated[float | None, typer.Option(help="Share of the way to the training images' stain, 0 to 1.")]
 Devices = Annotated[int, typer.Option(help="Processes, each on a device of its own, that share the slides.", min=1)]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda")]
 

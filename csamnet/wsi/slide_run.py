@@ -44,7 +44,7 @@ class Options(NamedTuple):
     batch: int | None = None
     workers: int = 1
     threshold: float | None = None
-    tta: bool = False  # mean over eight flips and turns; else as the weights' run did
+    tta: bool = False  # mean over eight views, of both stains where one normalises; else as the weights' run did
     normalise: float | None = None  # share of the way to the stain that was learned; None: as the weights' run did
 
 

@@ -106,8 +106,7 @@ class Network:
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Foreground probability (n, tile, tile) float32 of (n, h, w, 3) uint8; small tiles are reflected."""
         try:
-            parts = torch.from_numpy(pixels).split(self.most)
-            return np.concatenate([self._run(part) for part in parts])
+            return np.concatenate([self._run(part) for part in torch.from_numpy(pixels).split(self.most)])
         except torch.OutOfMemoryError:
             if (size := min(self.most, len(pixels))) == 1:
                 raise
@@ -116,8 +115,9 @@ class Network:
 
     def _run(self, pixels: torch.Tensor) -> np.ndarray:
         pixels, tile = pixels.to(self.device), self.config.tile
-        both = (pixels, restained(pixels, *self.change)) if self.change else (pixels,)
-        inputs = [extend(to_input(part).permute(0, 3, 1, 2), tile, tile) for part in both]
+        stained = [restained(pixels, *self.change)] if self.change else []
+        seen = [pixels] * (self.config.tta or not stained) + stained
+        inputs = [extend(to_input(part).permute(0, 3, 1, 2), tile, tile) for part in seen]
         return tile_probability(self.model, inputs, self.config.precision, self.config.tta).cpu().numpy()
 
 
