@@ -74,7 +74,7 @@ def test_what_views_of_two_stains_bring_is_that_of_the_run_folders():
     assert f"seed 0 reaches {told[0]} and seed 2 {told[1]}: {gains} points of mIoU more than with `--tta` alone" in text
     usual = RESULTS / "MoNuSeg" / "CSAMNet-S-cpu-seed0"
     after, before = (100 * read_summary(usual, f"val{end}-tta")["pooled"]["miou"] for end in ("-normalise0.75", ""))
-    assert f"the usual validation does not choose it ({after:.2f} for {before:.2f} %)" in text
+    assert f"the usual validation does not choose it ({after:.2f} for {before:.2f} %;" in text
     own = " ".join((ROOT / "book" / "own_images.md").read_text(encoding="utf-8").split())
     for told in ("mIoU {} for {}, AP {} for {} on the same 14 images", "and {} for {}, AP {} for {} on that region"):
         where = "test" if "images" in told else "PUMA-test"
