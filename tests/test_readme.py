@@ -121,6 +121,12 @@ def test_what_normalising_brings_is_that_of_the_run_folders():
     own = " ".join((ROOT / "book" / "own_images.md").read_text(encoding="utf-8").split())
     scores = (100 * after["miou"], 100 * before["miou"], after["ap"], before["ap"])
     assert "mIoU {:.2f} % for {:.2f} %, AP {:.4f} for {:.4f} (measured on real data, one seed)".format(*scores) in own
+    changes = [
+        read_robustness(RESULTS / "MoNuSeg" / "CSAMNet-S-cpu-refit-seed0", f"test{end}")[1] for end in (part, "")
+    ]
+    twice = [100 * one.set_index(["change", "factor"])["miou"]["haematoxylin", 2] for one in changes]
+    assert "of the shipped weights is kept: {:.2f} % in place of {:.2f} %".format(*twice) in text
+    assert "simulated, {:.2f} % for {:.2f} % (the weights that come with".format(*twice) in own
     puma = [read_summary(usual, f"PUMA-test{end}")["pooled"] for end in ("", part)]
     scores = (100 * puma[1]["miou"], 100 * puma[0]["miou"], puma[1]["ap"], puma[0]["ap"])
     assert "mIoU ({:.2f} % for {:.2f} %) and gains AP ({:.4f} for {:.4f})".format(*scores) in text
