@@ -103,8 +103,8 @@ def predict_probability(
     """
     device, (height, width) = next(model.parameters()).device, image.shape[:2]
     model.eval()
-    images = [image] * (tta or stained is None) + [stained] * (stained is not None)
-    inputs = [_whole_input(one, tile, device) for one in images]
+    given = [np.ascontiguousarray(one)[None] for one in (image, stained) if one is not None]
+    inputs = network_inputs([torch.from_numpy(one).to(device) for one in given], tile, tta)
     weight, shape = tile_weight(tile, device), inputs[0].shape[2:]
     total, norm = torch.zeros(2, *shape, device=device)
     corners = list(itertools.product(*(tile_corners(side, tile, overlap) for side in shape)))
@@ -117,10 +117,13 @@ def predict_probability(
     return (total / norm)[:height, :width].cpu().numpy()
 
 
-def _whole_input(image: np.ndarray, tile: int, device: torch.device) -> Tensor:
-    """`(1, 3, h, w)` input of an `(H, W, 3)` uint8 image, each side at least a tile."""
-    x = to_input(torch.from_numpy(np.ascontiguousarray(image)).to(device)).permute(2, 0, 1)[None]
-    return extend(x, *(max(side, tile) for side in image.shape[:2]))
+def network_inputs(pixels: Sequence[Tensor], tile: int, tta: bool) -> list[Tensor]:
+    """What `tile_probability` takes of `(B, H, W, 3)` bytes, one such or two: as they are, and normalised.
+
+    Each is `(B, 3, h, w)`, its sides extended to a tile at least. Without `tta` nothing is made of what is not last.
+    """
+    sides = [max(side, tile) for side in pixels[0].shape[1:3]]
+    return [extend(to_input(one).permute(0, 3, 1, 2), *sides) for one in (pixels if tta else pixels[-1:])]
 
 
 def tile_probability(model: nn.Module, tiles: Sequence[Tensor], precision: str, tta: bool = False) -> Tensor:

@@ -33,7 +33,7 @@ def test_every_file_that_the_readme_links_to_is_there():
 
 
 MORE = {
-    "mean of eight": ("MoNuSeg", "cpu-refit", "test-tta", 3),
+    "mean of eight flips and turns (`--tta`, chosen on validation)": ("MoNuSeg", "cpu-refit", "test-tta", 3),
     "not learned from": ("MoNuSeg", "cpu", "test", 1),
     "MoNuSeg, 800 steps": ("MoNuSeg", "short", "test", 2),
     "Kumar": ("Kumar", "short", "test", 2),

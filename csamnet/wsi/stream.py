@@ -21,9 +21,8 @@ import zarr
 from torch import nn
 
 from csamnet.config import RunConfig
-from csamnet.data import change_to, restained, stain_of, stain_wanted, to_input
-from csamnet.evaluate import tile_corners, tile_probability, tile_weight
-from csamnet.model import extend
+from csamnet.data import change_to, restained, stain_of, stain_wanted
+from csamnet.evaluate import network_inputs, tile_corners, tile_probability, tile_weight
 from csamnet.slides import CHUNK, STEPS, Frame, Slide
 
 CELL, PART = 256, 16 * CHUNK  # pixels: a side of what is read at once, columns of what is written at once
@@ -114,11 +113,10 @@ class Network:
         return self(pixels)
 
     def _run(self, pixels: torch.Tensor) -> np.ndarray:
-        pixels, tile = pixels.to(self.device), self.config.tile
-        stained = [restained(pixels, *self.change)] if self.change else []
-        seen = [pixels] * (self.config.tta or not stained) + stained
-        inputs = [extend(to_input(part).permute(0, 3, 1, 2), tile, tile) for part in seen]
-        return tile_probability(self.model, inputs, self.config.precision, self.config.tta).cpu().numpy()
+        config, pixels = self.config, pixels.to(self.device)
+        both = [pixels, restained(pixels, *self.change)] if self.change else [pixels]
+        inputs = network_inputs(both, config.tile, config.tta)
+        return tile_probability(self.model, inputs, config.precision, config.tta).cpu().numpy()
 
 
 def normalising(slide: Slide, model: nn.Module, config: RunConfig, grid: Grid, tiles: Sequence[tuple]) -> Sequence:
