@@ -155,7 +155,7 @@ def test_seeds_are_told_with_their_spread(folder, tree, tmp_path):
     assert found[0] != found[1]
     own, both = (f"mIoU {show_seeds('miou', some)}, Dice" for some in (found[:1], found[:2]))
     assert f"| {own}" in text  # of these weights, and then
-    assert f"With others, 2 seeds, mean ± standard deviation: {both}" in text
+    assert f"Over 2 seeds, mean ± standard deviation: {both}" in text
 
 
 def test_how_far_a_probability_can_be_trusted(folder):

@@ -29,8 +29,7 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
     check_comparable({config.model: measured})
     pooled = [one.summary["pooled"] for one in measured]
     test = f"{_scores([summary['pooled']])}: {summary['n']} images, pooled, one seed; *{KINDS[data['kind']]}*"
-    if len(pooled) > 1:
-        test += f". With others, {len(pooled)} seeds, mean ± standard deviation: {_scores(pooled)}"
+    test += f". Over {len(pooled)} seeds, mean ± standard deviation: {_scores(pooled)}" * (len(pooled) > 1)
     part, best = _part(entry, sum(counts.values()), groups), run["best_epoch"]
     hashes = [run["code_sha256"], *dict.fromkeys(about["data"]["manifest_sha256"] for about in (run, summary))]
     private = "; not for commercial use" if "NC" in entry.licence else ""
@@ -40,11 +39,12 @@ def weights_card(folder: Path | str, entry: Dataset, change: float, size: int, g
         "data": entry.note,
         "trained on": f"{images_learned(run)} images, {'none' if config.refit else counts['val']} to choose on{part}",
         "recipe": tables.recipe(config),
-        "training": f"{tables.duration(run['wall_s'])} on {tables.place(run['hardware'])}; "
+        "training": f"{tables.duration(run['wall_s'])} in {run['precision']} on {tables.place(run['hardware'])}; "
         f"kept: epoch {best} (step {best * config.steps_per_epoch:,}), {tables.chosen_by(run)}",
         "licence": f"{entry.licence}, that of the data{private}",
         "test": test,
-        "half precision": f"changes the validation mIoU by {100 * change:.4f} points",
+        "half precision": f"changes the validation mIoU by {100 * change:.4f} points"
+        + ", on images that were learned from" * config.refit,
         "run": f"`results/{config.dataset}/{config.name}`, seed {config.seed}",
         "code, data": f"sha256 {', '.join(f'`{one[:16]}…`' for one in hashes)}"
         + ", the data as prepared for training and for the test" * (len(hashes) > 2),
