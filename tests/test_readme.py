@@ -124,6 +124,10 @@ def test_what_normalising_brings_is_that_of_the_run_folders():
     usual = RESULTS / "MoNuSeg" / "CSAMNet-S-cpu-seed0"
     before, after = (show("miou", read_summary(usual, f"val{end}")["pooled"]["miou"]) for end in ends)
     assert f"the usual validation loses by it, {after} for {before}, so it is off by default" in text
+    kumar = find_runs(RESULTS, dataset="Kumar", profile="short")
+    for split, kept in (("validation", "val"), ("test", "test")):
+        both = [[f"{100 * read_summary(run, kept + end)['pooled']['miou']:.2f}" for run in kumar] for end in ends]
+        assert f"{split} {' and '.join(both[1])} % for {' and '.join(both[0])} %" in text
     assert f"it costs 0.9 points (mIoU {after} for {before}, weights of profile `cpu`, one seed)" in own_images()
 
 
