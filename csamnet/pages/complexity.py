@@ -74,7 +74,7 @@ def latency(
 
     The model is moved to the device, channels last. Peak memory is that of all tensors on a GPU, weights included;
     on a CPU under Linux, the largest resident memory of the whole process during the runs, Python and libraries
-    included (`VmHWM`); elsewhere None.
+    included (`VmHWM`), and what it held before and has not given back; elsewhere None.
     """
     place = pick_device(device)
     model = model.to(place, memory_format=torch.channels_last).eval()
