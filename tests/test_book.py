@@ -36,6 +36,12 @@ Both seeds {result}`Toy/CSAMNet-S-paper/test:pooled.miou`;
 one {result}`Toy/CSAMNet-S-paper-seed1/test:pooled.dice`;
 none {result}`Toy/CSAMNet-M-paper/test:pooled.miou`;
 theirs {paper}`MoNuSeg/CSAMNet-S:miou_percent`; parameters {network}`CSAMNet-XS:parameters`.
+
+```{scores-table}
+two seeds | Toy/CSAMNet-S-paper/test
+one | Toy/CSAMNet-S-paper-seed1/test
+none | Toy/CSAMNet-M-paper/test
+```
 """
 
 
@@ -95,7 +101,8 @@ def site(tmp_path_factory) -> Path:
     toc["parts"].append({"caption": "Test", "chapters": [{"file": STAND_IN}]})
     (copy / "_toc.yml").write_text(yaml.safe_dump(toc))
     for seed, value in enumerate((0.74, 0.76)):
-        measured = {"pooled": {"miou": value, "dice": 0.5}, "data": {"kind": "sample"}}
+        pooled = {"miou": value, "dice": 0.5, "ap": 0.25, "auc": None if seed else 0.5}
+        measured = {"pooled": pooled, "data": {"kind": "sample"}}
         write_json(copy / f"results/Toy/CSAMNet-S-paper-seed{seed}/test/summary.json", measured)
     for page in [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]:
         notebook = (copy / page).with_suffix(".ipynb")
@@ -159,6 +166,8 @@ def test_numbers_come_from_files(site):
     text = " ".join(text.split())
     assert "Both seeds 75.00 ± 1.41 % sample data ; one 0.5000 sample data ; none not run ;" in text
     assert "theirs 80.31 % paper ; parameters 1,699,314 ." in text
+    assert "two seeds 75.00 ± 1.41 % 0.2500 ± 0.0000 undefined 2 sample data" in text
+    assert "one 76.00 % 0.2500 undefined 1 sample data none not run" in text
 
 
 def test_every_page_works_and_fits(site, open_page):

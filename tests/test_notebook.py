@@ -438,6 +438,27 @@ def test_pages_of_what_was_measured_hold_with_one_run_alone(tmp_path):
         notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
 
 
+def test_the_longest_budget_with_a_rival_is_told_of_unless_another_is_named(tmp_path):
+    def measured(*runs: str, **given) -> tuple[str, list[str]]:
+        for run in runs:
+            shutil.copytree(ROOT / "results" / "MoNuSeg" / run, tmp_path / "MoNuSeg" / run)
+        given = EXPERIMENT | {"results": str(tmp_path), "measured": 1} | given
+        config, *_, found = notebooks.experiment_runs("comparison", given, tuple(EXPERIMENT))
+        return config.profile, [*found]
+
+    brief = "brief", ["CSAMNet-S", "UNet", "DCSAU-Net", "Otsu"]
+    runs = [f"{name}-brief-seed0" for name in brief[1]]
+    assert measured(runs[0], "CSAMNet-S-short-seed0") == ("short", ["CSAMNet-S"])
+    assert measured(runs[3]) == ("short", ["CSAMNet-S"]), "a threshold is no rival"
+    assert measured(*runs[1:3]) == brief
+    shutil.copytree(tmp_path / "MoNuSeg" / runs[1], rival := tmp_path / "MoNuSeg" / "UNet-short-seed0")
+    about = read_json(rival / "run.json")
+    short = make_config("short", model="UNet").to_dict()
+    write_json(rival / "run.json", about | {"config": short})
+    assert measured() == ("short", ["CSAMNet-S", "UNet"]), "fewer networks, longer trained"
+    assert measured(profile="brief") == brief
+
+
 def test_models_of_an_experiment():
     names = notebooks.chosen_models("comparison", "sample", "UNet-small,, SegNet-small, Otsu, UNet-small")
     assert names == ["CSAMNet-XS", "UNet-small", "SegNet-small"]

@@ -8,6 +8,7 @@ Roles
 Directives
     {published} monuseg.csv                                    a table of the paper; `:columns:` picks some
     {results-table} MoNuSeg                                    paper against ours; `:split:` is test, `:models:` all
+    {scores-table}                                             a line a row: `words | MoNuSeg/CSAMNet-S-cpu-refit/test`
     {costs-table} paper                                        costs of the paper's networks; or `measured` here
     {runs-table}                                               trainings on real images, and what they took
     {datasets-table}                                           data sets of the paper against those used here
@@ -35,6 +36,7 @@ from csamnet.config import SIZES
 from csamnet.pages.complexity import complexity, full_size
 from csamnet.pages.tables import (
     KINDS,
+    TITLES,
     against_paper,
     costs_against_paper,
     costs_measured,
@@ -51,6 +53,8 @@ POLICY = (
 )
 
 LABELS = KINDS | {"paper": "paper", "absent": "not run"}
+
+SCORES = ("miou", "ap", "auc")  # the paper's
 
 HEADINGS = {
     "dataset": "Data set",
@@ -157,6 +161,24 @@ class ResultsTable(Table):
         return self.parse(against_paper(self.arguments[0], split, self.root / "results", models))
 
 
+class ScoresTable(Table):
+    """Scores of runs, pooled: each line says in words what was measured, and where the numbers are."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        rows = []
+        for line in self.content:
+            words, place = (part.strip() for part in line.rsplit("|", 1))
+            found = summaries(self.root, *place.rsplit("/", 1))
+            pooled = [summary["pooled"] for summary in found]
+            scores = [show_seeds(key, [one[key] for one in pooled]) if found else "" for key in SCORES]
+            status = LABELS["absent"] if not found else LABELS[found[0]["data"]["kind"]]
+            rows.append([words, *scores, str(len(found) or ""), status])
+        head = ["what", *(TITLES[key] for key in SCORES), "seeds", "status"]
+        return self.parse(markdown(head, rows, ",".join(head[1:-1])))
+
+
 class CostsTable(Table):
     def run(self) -> list[nodes.Node]:
         if self.arguments == ["measured"]:
@@ -245,6 +267,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("published", Published)
     app.add_directive("network-sizes", NetworkSizes)
     app.add_directive("results-table", ResultsTable)
+    app.add_directive("scores-table", ScoresTable)
     app.add_directive("costs-table", CostsTable)
     app.add_directive("datasets-table", DatasetsTable)
     app.add_directive("runs-table", RunsTable)

@@ -94,12 +94,13 @@ def experiment_runs(
     """Train and measure what a `comparison` or an `ablation` still lacks; a model's runs, a folder a seed.
 
     With `measured` among the parameters nothing is trained: the runs on real data in the results folder are taken, of
-    the profile by which most of the models were run; NotRun is raised where an ablation has no variant, or the first
-    model is not among them. Returns the first model's configuration, root, results, device and the runs.
+    the profile that is named or, for `sample`, of the longest that has two models; NotRun is raised where an ablation
+    has no variant, or the first model is not among them. Returns the first model's configuration, root, results,
+    device and the runs.
     """
     given = checked(namespace, allowed)
-    if measured := given.pop("measured"):
-        given["profile"] = most_run(kind, get_dataset(given["dataset"]).name, Path(given["results"] or RESULTS))
+    if (measured := given.pop("measured")) and given["profile"] == "sample":
+        given["profile"] = longest_run(kind, get_dataset(given["dataset"]).name, Path(given["results"] or RESULTS))
     names, seeds = chosen_models(kind, given["profile"], given.pop("models")), given.pop("seeds")
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise InputError("seeds cannot be used", expected="how many, 1 or more", found=repr(seeds))
@@ -162,11 +163,19 @@ def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RES
     return folder
 
 
-def most_run(kind: str, dataset: str, results: Path) -> str:
-    """The profile by which most models of an experiment were run on real data; of several, the longest."""
-    names = {*experiment(kind, "paper"), "Otsu"}
-    real = {profile: collect(dataset, profile, results, "real") for profile in PROFILES if profile != "sample"}
-    return max(real, key=lambda profile: (len(names & real[profile].keys()), make_config(profile).steps))
+def longest_run(kind: str, dataset: str, results: Path) -> str:
+    """The longest profile by which an experiment's first model and another were run on real data; or the first alone.
+
+    The threshold on colour is none of them. Of profiles as long, the one with more models.
+    """
+    first, *names = experiment(kind, "paper")
+
+    def worth(profile: str) -> tuple:
+        found = collect(dataset, profile, results, "real")
+        others = sum(name in found for name in names) * (first in found)
+        return first in found, others > 0, make_config(profile).steps, others
+
+    return max((profile for profile in PROFILES if profile != "sample"), key=worth)
 
 
 def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
