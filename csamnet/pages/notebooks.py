@@ -166,16 +166,11 @@ def evaluate_otsu(config: RunConfig, root: Path | str, results: Path | str = RES
 def longest_run(kind: str, dataset: str, results: Path) -> str:
     """The longest profile by which an experiment's first model and another were run on real data; or the first alone.
 
-    The threshold on colour is none of them. Of profiles as long, the one with more models.
+    The threshold on colour does not count. Of profiles as long, the one with more models.
     """
-    first, *names = experiment(kind, "paper")
-
-    def worth(profile: str) -> tuple:
-        found = collect(dataset, profile, results, "real")
-        others = sum(name in found for name in names) * (first in found)
-        return first in found, others > 0, make_config(profile).steps, others
-
-    return max((profile for profile in PROFILES if profile != "sample"), key=worth)
+    first, *others = experiment(kind, "paper")
+    has = {profile: collect(dataset, profile, results, "real").keys() for profile in PROFILES}
+    return max(has, key=lambda p: (first in has[p], not has[p].isdisjoint(others), make_config(p).steps, len(has[p])))
 
 
 def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
