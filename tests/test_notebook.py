@@ -459,6 +459,12 @@ def test_the_longest_budget_with_a_rival_is_told_of_unless_another_is_named(tmp_
     assert measured(profile="brief") == brief
 
 
+def test_an_experiment_says_that_validation_images_were_learned_from():
+    for profile, told in (("cpu-refit", "6 validation (learned from too) and"), ("short", "6 validation and")):
+        folder = ROOT / "results" / "MoNuSeg" / f"CSAMNet-S-{profile}-seed0"
+        assert f": 24 training, {told} 14 test images;" in notebooks.about_runs({"S": [folder]}, make_config(profile))
+
+
 def test_models_of_an_experiment():
     names = notebooks.chosen_models("comparison", "sample", "UNet-small,, SegNet-small, Otsu, UNet-small")
     assert names == ["CSAMNet-XS", "UNet-small", "SegNet-small"]

@@ -30,8 +30,6 @@ from csamnet.prepare import prepare
 from csamnet.results import find_runs, read_config, read_run, read_summary
 from csamnet.samples import make_sample
 
-HOW_TO_RUN = "`csamnet prepare`, `csamnet train --profile paper` and `csamnet evaluate` make one."
-
 
 class NotRun(InputError):
     """There are no results for a page to tell of. Where a notebook ends with this, its page says so and no more."""
@@ -84,7 +82,7 @@ def notebook_runs(namespace: MutableMapping, allowed: Sequence[str]) -> tuple[st
         if summary and summary["data"]["kind"] == "real" and config.model.removeprefix("CSAMNet-") in SIZES:
             groups.setdefault((config.steps * config.batch, config.model, config.profile), []).append(folder)
     if not groups:
-        raise NotRun(f"No finished run on {dataset}'s real images is in the results: {HOW_TO_RUN}")
+        raise NotRun(f"No finished run on {dataset}'s real images is here: `csamnet train` and `evaluate` make one.")
     return dataset, results, groups[max(groups)]
 
 
@@ -178,7 +176,8 @@ def about_runs(runs: Mapping[str, Sequence[Path]], config: RunConfig) -> str:
     found = [read_run(folder) for folders in runs.values() for folder in folders]
     kind, counts = found[0]["data"]["kind"], found[0]["data"]["counts"]
     places = "; ".join(dict.fromkeys(place(run["hardware"]) for run in found if run["parameters"]))
-    images = f"{counts['train']} training, {counts['val']} validation and {counts['test']} test images"
+    both = " (learned from too)" * config.refit
+    images = f"{counts['train']} training, {counts['val']} validation{both} and {counts['test']} test images"
     seeds = sorted({len(folders) for name, folders in runs.items() if name != "Otsu"})
     many = " to ".join(map(str, seeds)) + " seed" + "s" * (seeds[-1] > 1)
     small = any(name.endswith("-small") for name in runs)
