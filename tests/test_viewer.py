@@ -258,15 +258,16 @@ def colour(page, x: float, y: float) -> np.ndarray:
 
 def becomes(page, place: tuple[float, float], expected, apart: int = 12) -> None:
     """Wait until the viewer shows a colour at a place of the slide."""
-    until(page, lambda: np.abs(colour(page, *place) - expected).max() <= apart, f"{place} is not {expected}")
+    there = in_time(page, lambda: np.abs(colour(page, *place) - expected).max() <= apart)
+    assert there, f"{place}: {colour(page, *place)} is not {expected}"
 
 
-def until(page, holds: Callable[[], bool], otherwise: str) -> None:
-    """Wait until something holds, half a minute at most: how long a picture takes is the machine's affair."""
+def in_time(page, holds: Callable[[], bool]) -> bool:
+    """Whether something comes to hold within half a minute: how long a picture takes is the machine's affair."""
     limit = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < limit, otherwise
+    while not (held := holds()) and time.monotonic() < limit:
         page.wait_for_timeout(50)
+    return held
 
 
 def mixed(below, above, share: float) -> np.ndarray:
@@ -321,12 +322,12 @@ def test_zoom_loads_finer_tiles_and_keeps_the_scale(page):
         assert not any("/slide/11/" in url for url in page.fetched)
     page.get_by_role("button", name="zoom in").click()
     page.get_by_role("application").press("Equal")  # the key of the plus sign
-    until(page, lambda: pixels_a_um() > 2.05 * scale / MPP, "two steps do not enlarge")
+    assert in_time(page, lambda: pixels_a_um() > 2.05 * scale / MPP)
     page.get_by_role("button", name="zoom in").click()
     for layer in ("slide", "mask"):
-        until(page, lambda layer=layer: any(f"/{layer}/11/" in url for url in page.fetched), f"no finer {layer}")
+        assert in_time(page, lambda layer=layer: any(f"/{layer}/11/" in url for url in page.fetched))
     page.get_by_role("button", name="whole slide").click()
-    until(page, lambda: pixels_a_um() == pytest.approx(scale / MPP, rel=0.03), "the whole slide is not shown again")
+    assert in_time(page, lambda: pixels_a_um() == pytest.approx(scale / MPP, rel=0.03))
 
 
 def test_nothing_for_axe_to_find(page):

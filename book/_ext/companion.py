@@ -87,6 +87,12 @@ def summaries(root: Path, run: str, split: str) -> list[dict]:
     return [summary for folder in folders if (summary := read_summary(folder, split))]
 
 
+def kind(found: list[dict]) -> str:
+    """What `LABELS` says of the measures: one that is of samples makes all of them samples'."""
+    kinds = {summary["data"]["kind"] for summary in found}
+    return "absent" if not found else "sample" if "sample" in kinds else "real"
+
+
 @cache
 def count(model: str) -> tuple[int, float]:
     """Parameters, and G multiply-adds for an image of 256 x 256, of one of `MODELS`."""
@@ -114,12 +120,11 @@ class Result(Number):
         place, keys = self.text.split(":")
         found = summaries(root, *place.rsplit("/", 1))
         if not found:
-            return "absent", ""
+            return kind(found), ""
         values = found
         for key in keys.split("."):
             values = [value[key] for value in values]
-        kinds = {summary["data"]["kind"] for summary in found}
-        return "sample" if "sample" in kinds else "real", show_seeds(key, values)
+        return kind(found), show_seeds(key, values)
 
 
 class Paper(Number):
@@ -173,8 +178,7 @@ class ScoresTable(Table):
             found = summaries(self.root, *place.rsplit("/", 1))
             pooled = [summary["pooled"] for summary in found]
             scores = [show_seeds(key, [one[key] for one in pooled]) if found else "" for key in SCORES]
-            status = LABELS["absent"] if not found else LABELS[found[0]["data"]["kind"]]
-            rows.append([words, *scores, str(len(found) or ""), status])
+            rows.append([words, *scores, str(len(found) or ""), LABELS[kind(found)]])
         head = ["what", *(TITLES[key] for key in SCORES), "seeds", "status"]
         return self.parse(markdown(head, rows, ",".join(head[1:-1])))
 
